@@ -1,0 +1,54 @@
+# Everything here needs Python 3.11 or newer, pip, g++ and make; the rest is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*)
+
+.PHONY: setup demo test test-slow test-oracles test-sanitize check bench docs clean
+
+setup: $(VENV)/.built
+
+# Debian keeps what venv needs to install pip in a package of its own; the system's pip can do it as well.
+.PHONY: venv
+venv:
+	if $(PYTHON) -c "import ensurepip" 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
+	else $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; fi
+
+# Built again whenever the native sources or the project's settings change; Python sources are used in place.
+$(VENV)/.built: $(NATIVE)
+	test -x $(BIN)/python || $(MAKE) --no-print-directory venv
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.oracles: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[test,oracles]'
+	touch $@
+
+demo: setup
+	$(BIN)/hearthlm run "Tell me a story about a brave little boat."
+
+test: setup
+	$(BIN)/python -m pytest -m "not oracle and not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not oracle"
+
+test-oracles: $(VENV)/.oracles
+	$(BIN)/python -m pytest -m oracle
+
+test-sanitize: setup
+	bash native/test_sanitize.sh $(BIN)/python
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/real_size.py
+
+docs: setup
+	$(BIN)/python -m pytest tests/test_docs.py
+
+clean:
+	rm -rf $(VENV) build dist

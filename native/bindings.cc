@@ -1,0 +1,248 @@
+// The only source that knows Python: unpacks arrays, releases the interpreter lock, calls. native.py checks arguments.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace hearthlm {
+namespace {
+
+template <class T>
+using In = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Out = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+using Any = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+template <class T>
+using OptionalIn = std::optional<In<T>>;
+
+template <class T>
+const T* data_or_null(const OptionalIn<T>& array) {
+  return array ? array->data() : nullptr;
+}
+
+// For the length of a call: the pool is this caller's, and for long calls other Python threads run. Taking the lock
+// back may wait for a whole switch interval of another thread, so short calls keep it.
+class Turn {
+ public:
+  Turn(ThreadPool& pool, bool is_long) : pool_(pool) {
+    if (is_long) release_.emplace();
+    if (is_long) {
+      pool_.lock();
+      return;
+    }
+    if (pool_.try_lock()) return;
+    release_.emplace();  // the holder may need the interpreter lock to end
+    pool_.lock();
+  }
+  ~Turn() { pool_.unlock(); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  ThreadPool& pool_;
+  std::optional<nb::gil_scoped_release> release_;
+};
+
+constexpr size_t kLong = 1 << 16;  // elements or weights; about 20 us
+
+Matrix matrix(const Any& data, int type, int64_t rows, int64_t columns, const OptionalIn<float>& scales,
+              const OptionalIn<float>& zero_points) {
+  return {data.data(), static_cast<WeightType>(type), rows, columns, data_or_null(scales), data_or_null(zero_points)};
+}
+
+// The arrays of a CacheBatch, held for its lifetime.
+struct CacheView {
+  In<int32_t> row_begin, first_positions;
+  In<uint64_t> addresses;
+  In<int32_t> block_begin;
+  Cache cache;
+  int64_t layers;
+};
+
+Cache at_layer(const CacheView& view, int64_t layer) {
+  Cache cache = view.cache;
+  cache.layer = layer;
+  return cache;
+}
+
+const Kernels& kernels_of(const char* name) {
+  const Kernels* kernels = find_kernels(name);
+  if (!kernels) throw std::invalid_argument(std::string("no kernels for ") + name);
+  return *kernels;
+}
+
+struct Set {
+  const Kernels& k;
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // at exit a running generation may still hold its threads; a library stays quiet
+  m.def("instruction_sets", [] {
+    nb::list names;
+    for (int i = 0; kernels_name(i); i++) names.append(kernels_name(i));
+    return nb::tuple(names);
+  });
+
+  nb::class_<ThreadPool>(m, "ThreadPool")
+      .def(nb::init<int>(), "num_threads"_a)
+      .def("close", &ThreadPool::close, nb::call_guard<nb::gil_scoped_release>());
+
+  nb::class_<CacheView>(m, "CacheView")
+      .def(
+          "__init__",
+          [](CacheView* self, In<int32_t> row_begin, In<int32_t> first_positions, In<uint64_t> addresses,
+             In<int32_t> block_begin, int64_t block_size, int64_t layers, int64_t kv_heads, int64_t head_dim,
+             bool is_half) {
+            Cache cache{row_begin.data(), first_positions.data(), addresses.data(), block_begin.data(),
+                        static_cast<int64_t>(first_positions.size()), block_size, kv_heads, head_dim, 0, is_half};
+            new (self) CacheView{row_begin, first_positions, addresses, block_begin, cache, layers};
+          },
+          "row_begin"_a.noconvert(), "first_positions"_a.noconvert(), "addresses"_a.noconvert(),
+          "block_begin"_a.noconvert(), "block_size"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "is_half"_a)
+      .def("fits",
+           [](const CacheView& view, int64_t layer, int64_t kv_heads, int64_t head_dim) {
+             return 0 <= layer && layer < view.layers && kv_heads == view.cache.kv_heads &&
+                    head_dim == view.cache.head_dim;
+           })
+      .def("first_incomplete_sequence", [](const CacheView& view, bool reads, int64_t window) {
+        return first_incomplete_sequence(view.cache, reads, window);
+      });
+
+  m.def(
+      "first_id_outside", [](In<int32_t> ids, int64_t limit) {
+        return first_id_outside(ids.data(), static_cast<int64_t>(ids.size()), limit);
+      },
+      nb::arg().noconvert(), nb::arg());
+
+  nb::class_<Set>(m, "Kernels")
+      .def(
+          "__init__", [](Set* self, const char* name) { new (self) Set{kernels_of(name)}; }, "instruction_set"_a)
+      .def(
+          "quantize_rows",
+          [](const Set& set, In<float> x, Out<int8_t> values, Out<float> scales, Out<int32_t> sums, ThreadPool& pool) {
+            int64_t m = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
+            Turn turn(pool, x.size() > kLong);
+            set.k.quantize_rows(x.data(), m, k, values.data(), scales.data(), sums.data(), pool);
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg())
+      .def(
+          "linear_float",
+          [](const Set& set, In<float> x, Any data, int type, int64_t rows, int64_t columns, OptionalIn<float> scales,
+             OptionalIn<float> zero_points, OptionalIn<float> bias, Out<float> y, ThreadPool& pool) {
+            Turn turn(pool, data.size() > kLong);
+            set.k.linear_float(x.data(), static_cast<int64_t>(x.shape(0)),
+                               matrix(data, type, rows, columns, scales, zero_points), data_or_null(bias), y.data(),
+                               pool);
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none().noconvert(),
+          nb::arg().none().noconvert(), nb::arg().none().noconvert(), nb::arg().noconvert(), nb::arg())
+      .def(
+          "linear_int8",
+          [](const Set& set, In<int8_t> x, In<float> x_scales, In<int32_t> x_sums, Any data, int type, int64_t rows,
+             int64_t columns, OptionalIn<float> scales, OptionalIn<float> zero_points, OptionalIn<float> bias,
+             Out<float> y, ThreadPool& pool) {
+            Turn turn(pool, data.size() > kLong);
+            set.k.linear_int8(x.data(), x_scales.data(), x_sums.data(), static_cast<int64_t>(x.shape(0)),
+                              matrix(data, type, rows, columns, scales, zero_points), data_or_null(bias), y.data(),
+                              pool);
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
+          nb::arg(), nb::arg(), nb::arg().none().noconvert(), nb::arg().none().noconvert(),
+          nb::arg().none().noconvert(), nb::arg().noconvert(), nb::arg())
+      .def(
+          "embed_rows",
+          [](const Set& set, In<int32_t> ids, Any data, int type, int64_t rows, int64_t columns,
+             OptionalIn<float> scales, OptionalIn<float> zero_points, float scale, Out<float> y) {
+            set.k.embed_rows(ids.data(), static_cast<int64_t>(ids.size()),
+                             matrix(data, type, rows, columns, scales, zero_points), scale, y.data());
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none().noconvert(),
+          nb::arg().none().noconvert(), nb::arg(), nb::arg().noconvert())
+      .def(
+          "rms_norm",
+          [](const Set& set, In<float> x, In<float> weight, float eps, Out<float> y, ThreadPool& pool) {
+            Turn turn(pool, x.size() > kLong);
+            set.k.rms_norm(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)), weight.data(),
+                           eps, y.data(), pool);
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg())
+      .def(
+          "layer_norm",
+          [](const Set& set, In<float> x, In<float> weight, OptionalIn<float> bias, float eps, Out<float> y,
+             ThreadPool& pool) {
+            Turn turn(pool, x.size() > kLong);
+            set.k.layer_norm(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)),
+                             weight.data(), data_or_null(bias), eps, y.data(), pool);
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().none().noconvert(), nb::arg(), nb::arg().noconvert(),
+          nb::arg())
+      .def(
+          "rope",
+          [](const Set& set, Out<float> x, In<float> cos, In<float> sin) {
+            set.k.rope(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)),
+                       static_cast<int64_t>(x.shape(2)), cos.data(), sin.data(), static_cast<int64_t>(cos.shape(1)));
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert())
+      .def(
+          "activation",
+          [](const Set& set, Out<float> x, OptionalIn<float> up, int kind, ThreadPool& pool) {
+            Turn turn(pool, x.size() > kLong);
+            set.k.activation(x.data(), data_or_null(up), static_cast<int64_t>(x.size()), static_cast<Activation>(kind),
+                             pool);
+          },
+          nb::arg().noconvert(), nb::arg().none().noconvert(), nb::arg(), nb::arg())
+      .def(
+          "soft_cap",
+          [](const Set& set, Out<float> x, float cap, ThreadPool& pool) {
+            Turn turn(pool, x.size() > kLong);
+            set.k.soft_cap(x.data(), static_cast<int64_t>(x.size()), cap, pool);
+          },
+          nb::arg().noconvert(), nb::arg(), nb::arg())
+      .def(
+          "kv_append",
+          [](const Set& set, In<float> keys, In<float> values, const CacheView& view, int64_t layer) {
+            set.k.kv_append(keys.data(), values.data(), at_layer(view, layer));
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg())
+      .def(
+          "attention",
+          [](const Set& set, In<float> queries, const CacheView& view, int64_t layer, float scale, float soft_cap,
+             int64_t window, OptionalIn<float> key_bias, Out<float> y, ThreadPool& pool) {
+            AttentionOptions options{static_cast<int64_t>(queries.shape(1)), scale, soft_cap, window,
+                                     data_or_null(key_bias),
+                                     key_bias ? static_cast<int64_t>(key_bias->shape(1)) : 0};
+            Turn turn(pool, true);
+            set.k.attention(queries.data(), at_layer(view, layer), options, y.data(), pool);
+          },
+          nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none().noconvert(),
+          nb::arg().noconvert(), nb::arg())
+      .def(
+          "top_k",
+          [](const Set& set, In<float> logits, Out<int32_t> ids, Out<float> values) {
+            nb::gil_scoped_release release;
+            set.k.top_k(logits.data(), static_cast<int64_t>(logits.size()), static_cast<int64_t>(ids.size()),
+                        ids.data(), values.data());
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert())
+      .def(
+          "log_softmax_at",
+          [](const Set& set, In<float> logits, In<int32_t> ids, Out<float> y, ThreadPool& pool) {
+            Turn turn(pool, logits.size() > kLong);
+            set.k.log_softmax_at(logits.data(), static_cast<int64_t>(logits.shape(0)),
+                                 static_cast<int64_t>(logits.shape(1)), ids.data(), y.data(), pool);
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg());
+}
+
+}  // namespace hearthlm

@@ -1,0 +1,212 @@
+// One register of floats, and what the kernels do with it, for the instruction set being compiled. Arithmetic and
+// comparisons are the compiler's own on vector types. Everything is local to the including source, see kernels.h.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+typedef float UnalignedVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int32_t UnalignedIntVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+template <class T>
+inline T min_of(T a, T b) {
+  return a < b ? a : b;
+}
+template <class T>
+inline T max_of(T a, T b) {
+  return a > b ? a : b;
+}
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+inline Vec broadcast(float x) { return x - Vec{}; }
+inline IntVec as_int(Vec v) { return reinterpret_cast<IntVec>(v); }
+inline Vec as_float(IntVec v) { return reinterpret_cast<Vec>(v); }
+
+// Holds v in a register: the compiler would rather load it again for every use.
+inline void keep(Vec& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  (void)v;
+#endif
+}
+
+// The first n lanes; the others are zero.
+inline Vec load_first(const float* p, int64_t n) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+#else
+  float lanes[kLanes] = {};
+  memcpy(lanes, p, static_cast<size_t>(n) * sizeof(float));
+  return load(lanes);
+#endif
+}
+
+inline void store_first(float* p, Vec v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+#else
+  float lanes[kLanes];
+  store(lanes, v);
+  memcpy(p, lanes, static_cast<size_t>(n) * sizeof(float));
+#endif
+}
+
+// a * b + c, rounded once where the instruction set can.
+inline Vec fma(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+// b where a lane is NaN.
+inline Vec max_of(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min_of(Vec a, Vec b) { return a < b ? a : b; }
+inline Vec abs_of(Vec v) { return as_float(as_int(v) & 0x7fffffff); }
+
+// Half to even, for |v| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
+inline IntVec round_to_int(Vec v) { return as_int(v + 12582912.0f) - as_int(broadcast(12582912.0f)); }
+
+// Lane i is added to lane i + half, until one is left.
+inline float sum_of(Vec v) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  __m256 half = _mm512_castps512_ps256(v) + _mm512_extractf32x8_ps(v, 1);
+#else
+  __m256 half = v;
+#endif
+  __m128 quarter = _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+  quarter = quarter + _mm_movehl_ps(quarter, quarter);
+  return quarter[0] + quarter[1];
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
+
+inline float max_lane(Vec v) {
+  float highest = v[0];
+  for (int i = 1; i < kLanes; i++) highest = max_of(highest, static_cast<float>(v[i]));
+  return highest;
+}
+
+// float16 to float32, exact.
+inline Vec load_half(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+#else
+  IntVec bits = {p[0], p[1], p[2], p[3]};
+  IntVec magnitude = bits & 0x7fff;
+  // Shifted into place the exponent is 112 too small; a product mends it, for subnormal numbers as well.
+  Vec value = as_float(magnitude << 13) * 0x1p112f;
+  IntVec is_special = magnitude >= 0x7c00;  // infinity, NaN
+  IntVec special = (magnitude << 13) | 0x7f800000;
+  return as_float(((is_special & special) | (~is_special & as_int(value))) | ((bits & 0x8000) << 16));
+#endif
+}
+
+inline Vec load_half_first(const uint16_t* p, int64_t n) {
+  uint16_t lanes[kLanes] = {};
+  memcpy(lanes, p, static_cast<size_t>(n) * sizeof(uint16_t));
+  return load_half(lanes);
+}
+
+// float32 to float16, half to even; beyond the range is infinity.
+inline uint16_t to_half(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+  if (magnitude >= 0x47800000) return static_cast<uint16_t>(sign | 0x7c00);
+  if (magnitude < 0x38800000) {  // subnormal: adding 1/2 leaves multiples of 2^-24
+    float shifted;
+    memcpy(&shifted, &magnitude, sizeof shifted);
+    shifted += 0.5f;
+    memcpy(&magnitude, &shifted, sizeof magnitude);
+    return static_cast<uint16_t>(sign | (magnitude - 0x3f000000));
+  }
+  magnitude += 0xc8000fff + (magnitude >> 13 & 1);  // exponent - 112, then half of the last place, less one if even
+  return static_cast<uint16_t>(sign | magnitude >> 13);
+}
+
+inline void store_half(uint16_t* p, Vec v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes; i++) p[i] = to_half(v[i]);
+#endif
+}
+
+// e^v within 2 units in the last place, 0 below -87.33, infinity above 88.72.
+// v = n ln 2 + r, |r| <= ln 2 / 2; ln 2 in two parts and the polynomial are those of Cephes (Moshier 1989).
+inline Vec exp_of(Vec v) {
+  Vec clamped = min_of(broadcast(89.0f), max_of(broadcast(-87.33f), v));
+  IntVec n = round_to_int(clamped * 1.44269504f);
+  Vec whole = __builtin_convertvector(n, Vec);
+  Vec r = fma(whole, broadcast(-0.693359375f), clamped);
+  r = fma(whole, broadcast(2.12194440e-4f), r);
+  Vec p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(p, r * r, r) + 1.0f;
+  IntVec half = n >> 1;  // 2^n as two factors: n up to 128 does not fit one
+  Vec y = p * as_float((half + 127) << 23) * as_float((n - half + 127) << 23);
+  return v < -87.33f ? Vec{} : y;
+}
+
+// Within 2 units in the last place. Below 0.625 the polynomial of Cephes.
+inline Vec tanh_of(Vec v) {
+  Vec size = abs_of(v), square = v * v;
+  Vec far = 1.0f - 2.0f / (exp_of(size + size) + 1.0f);
+  Vec p = broadcast(-5.70498872745e-3f);
+  p = fma(p, square, broadcast(2.06390887954e-2f));
+  p = fma(p, square, broadcast(-5.37397155531e-2f));
+  p = fma(p, square, broadcast(1.33314422036e-1f));
+  p = fma(p, square, broadcast(-3.33332819422e-1f));
+  Vec near = fma(p * square, v, v);
+  Vec signed_far = as_float(as_int(far) | (as_int(v) & INT32_MIN));
+  return size < 0.625f ? near : signed_far;
+}
+
+// Asks for the cache line at p, which may lie past the end of an array.
+inline void prefetch(const void* p, int64_t offset) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(offset)));
+}
+
+}  // namespace

@@ -1,0 +1,89 @@
+"""The LLM Inference API for Python: large language models on your own device."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hearthlm.errors import (
+        ContextLengthError,
+        CorruptFileError,
+        EngineClosedError,
+        HearthLMError,
+        ModelFormatError,
+        SessionBusyError,
+        TensorMismatchError,
+        TokenizerFormatError,
+        TruncatedFileError,
+        UnsafeFileError,
+        UnsupportedModelError,
+    )
+    from hearthlm.llm_inference import (
+        GenerationResult,
+        LlmInference,
+        LlmInferenceOptions,
+        LlmInferenceSessionOptions,
+    )
+    from hearthlm.model_info import ModelInfo, inspect_model
+    from hearthlm.models.family import PromptTemplate, PromptTemplates
+
+# Loaded when first asked for: `import hearthlm` costs next to nothing.
+_HOMES = {
+    "ContextLengthError": "errors",
+    "CorruptFileError": "errors",
+    "EngineClosedError": "errors",
+    "GenerationResult": "llm_inference",
+    "HearthLMError": "errors",
+    "LlmInference": "llm_inference",
+    "LlmInferenceOptions": "llm_inference",
+    "LlmInferenceSessionOptions": "llm_inference",
+    "ModelFormatError": "errors",
+    "ModelInfo": "model_info",
+    "PromptTemplate": "models.family",
+    "PromptTemplates": "models.family",
+    "SessionBusyError": "errors",
+    "TensorMismatchError": "errors",
+    "TokenizerFormatError": "errors",
+    "TruncatedFileError": "errors",
+    "UnsafeFileError": "errors",
+    "UnsupportedModelError": "errors",
+    "inspect_model": "model_info",
+}
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ContextLengthError",
+    "CorruptFileError",
+    "EngineClosedError",
+    "GenerationResult",
+    "HearthLMError",
+    "LlmInference",
+    "LlmInferenceOptions",
+    "LlmInferenceSessionOptions",
+    "ModelFormatError",
+    "ModelInfo",
+    "PromptTemplate",
+    "PromptTemplates",
+    "SessionBusyError",
+    "TensorMismatchError",
+    "TokenizerFormatError",
+    "TruncatedFileError",
+    "UnsafeFileError",
+    "UnsupportedModelError",
+    "__version__",
+    "inspect_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hearthlm' has no attribute {name!r}")
+    value = getattr(import_module(f"hearthlm.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

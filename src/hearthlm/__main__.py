@@ -1,0 +1,5 @@
+"""`python -m hearthlm` is `hearthlm`."""
+
+from hearthlm.cli import main
+
+main()

@@ -1,0 +1,77 @@
+"""How numbers are computed: one set of kernels, chosen once when this package is imported.
+
+`HEARTHLM_KERNELS` selects it: unset takes the best native one that the CPU runs, `reference` the NumPy one, and
+`portable`, `avx2` or `avx512vnni` that native one. `instruction_set` names what was chosen. What each function does is
+written in `interface.Kernels`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from hearthlm.kernels import reference
+from hearthlm.kernels.cache_batch import CacheBatch, block_address
+from hearthlm.kernels.interface import Activation, Kernels, QuantizedRows
+from hearthlm.kernels.thread_pool import ThreadPool
+
+__all__ = [
+    "Activation",
+    "CacheBatch",
+    "Kernels",
+    "QuantizedRows",
+    "ThreadPool",
+    "activation",
+    "attention",
+    "block_address",
+    "embed_rows",
+    "gated_activation",
+    "instruction_set",
+    "kv_append",
+    "layer_norm",
+    "linear",
+    "log_softmax_at",
+    "quantize_rows",
+    "rms_norm",
+    "rope",
+    "soft_cap",
+    "top_k",
+]
+
+
+def choose_kernels(wanted: str | None) -> Kernels:
+    """Return the kernels called `wanted`, the best ones for None. Raises ValueError for a name this CPU lacks."""
+    try:
+        from hearthlm.kernels import native
+    except ImportError as error:
+        if wanted is None:
+            logging.getLogger(__name__).warning("no native kernels, using the slow NumPy ones: %s", error)
+            return reference
+        available: tuple[str, ...] = ()
+    else:
+        available = native.instruction_sets()
+    if wanted == "reference":
+        return reference
+    if wanted is None:
+        return native.NativeKernels(available[0])
+    if wanted in available:
+        return native.NativeKernels(wanted)
+    raise ValueError(f"HEARTHLM_KERNELS: this CPU has {', '.join((*available, 'reference'))}; got {wanted!r}")
+
+
+_chosen = choose_kernels(os.environ.get("HEARTHLM_KERNELS") or None)
+
+instruction_set = _chosen.instruction_set
+quantize_rows = _chosen.quantize_rows
+linear = _chosen.linear
+embed_rows = _chosen.embed_rows
+rms_norm = _chosen.rms_norm
+layer_norm = _chosen.layer_norm
+rope = _chosen.rope
+gated_activation = _chosen.gated_activation
+activation = _chosen.activation
+soft_cap = _chosen.soft_cap
+kv_append = _chosen.kv_append
+attention = _chosen.attention
+top_k = _chosen.top_k
+log_softmax_at = _chosen.log_softmax_at

@@ -1,0 +1,104 @@
+"""The compiled kernels, called by `native` alone: nothing here checks how shapes agree."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Floats = NDArray[np.float32]
+_Ints = NDArray[np.int32]
+
+def instruction_sets() -> tuple[str, ...]: ...
+def first_id_outside(ids: _Ints, limit: int, /) -> int: ...
+
+class ThreadPool:
+    def __init__(self, num_threads: int) -> None: ...
+    def close(self) -> None: ...
+
+class CacheView:
+    def __init__(
+        self,
+        row_begin: _Ints,
+        first_positions: _Ints,
+        addresses: NDArray[np.uint64],
+        block_begin: _Ints,
+        block_size: int,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        is_half: bool,
+    ) -> None: ...
+    def fits(self, layer: int, kv_heads: int, head_dim: int, /) -> bool: ...
+    def first_incomplete_sequence(self, reads: bool, window: int, /) -> int: ...
+
+class Kernels:
+    def __init__(self, instruction_set: str) -> None: ...
+    def quantize_rows(
+        self, x: _Floats, values: NDArray[np.int8], scales: _Floats, sums: _Ints, pool: ThreadPool, /
+    ) -> None: ...
+    def linear_float(
+        self,
+        x: _Floats,
+        data: NDArray[Any],
+        type: int,
+        rows: int,
+        columns: int,
+        scales: _Floats | None,
+        zero_points: _Floats | None,
+        bias: _Floats | None,
+        y: _Floats,
+        pool: ThreadPool,
+        /,
+    ) -> None: ...
+    def linear_int8(
+        self,
+        x: NDArray[np.int8],
+        x_scales: _Floats,
+        x_sums: _Ints,
+        data: NDArray[Any],
+        type: int,
+        rows: int,
+        columns: int,
+        scales: _Floats | None,
+        zero_points: _Floats | None,
+        bias: _Floats | None,
+        y: _Floats,
+        pool: ThreadPool,
+        /,
+    ) -> None: ...
+    def embed_rows(
+        self,
+        ids: _Ints,
+        data: NDArray[Any],
+        type: int,
+        rows: int,
+        columns: int,
+        scales: _Floats | None,
+        zero_points: _Floats | None,
+        scale: float,
+        y: _Floats,
+        /,
+    ) -> None: ...
+    def rms_norm(self, x: _Floats, weight: _Floats, eps: float, y: _Floats, pool: ThreadPool, /) -> None: ...
+    def layer_norm(
+        self, x: _Floats, weight: _Floats, bias: _Floats | None, eps: float, y: _Floats, pool: ThreadPool, /
+    ) -> None: ...
+    def rope(self, x: _Floats, cos: _Floats, sin: _Floats, /) -> None: ...
+    def activation(self, x: _Floats, up: _Floats | None, kind: int, pool: ThreadPool, /) -> None: ...
+    def soft_cap(self, x: _Floats, cap: float, pool: ThreadPool, /) -> None: ...
+    def kv_append(self, keys: _Floats, values: _Floats, view: CacheView, layer: int, /) -> None: ...
+    def attention(
+        self,
+        queries: _Floats,
+        view: CacheView,
+        layer: int,
+        scale: float,
+        soft_cap: float,
+        window: int,
+        key_bias: _Floats | None,
+        y: _Floats,
+        pool: ThreadPool,
+        /,
+    ) -> None: ...
+    def top_k(self, logits: _Floats, ids: _Ints, values: _Floats, /) -> None: ...
+    def log_softmax_at(self, logits: _Floats, ids: _Ints, y: _Floats, pool: ThreadPool, /) -> None: ...

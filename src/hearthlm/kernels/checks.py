@@ -1,0 +1,58 @@
+"""The refusals that every set of kernels shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearthlm.kernels.cache_batch import CacheBatch
+from hearthlm.kernels.interface import Floats
+
+FLOAT32 = np.dtype(np.float32)
+INT32 = np.dtype(np.int32)
+INT8 = np.dtype(np.int8)
+
+
+def check(name: str, array: NDArray[Any], shape: tuple[int | None, ...], dtype: np.dtype[Any] = FLOAT32) -> None:
+    """Refuse an array of another type or shape, or not C-contiguous; None in `shape` allows any length."""
+    if array.shape == shape and array.dtype is dtype and array.flags.c_contiguous:
+        return  # a quarter of a microsecond; what follows takes four times as long
+    fits = len(array.shape) == len(shape) and all(
+        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype != dtype or not array.flags.c_contiguous:
+        wanted = ["any" if length is None else length for length in shape]
+        raise ValueError(
+            f"{name}: expected C-contiguous {dtype} {wanted}, got "
+            f"{'' if array.flags.c_contiguous else 'strided '}{array.dtype} {list(array.shape)}"
+        )
+
+
+def check_ids(ids: NDArray[np.int32], limit: int) -> None:
+    if len(ids) and not (ids.min() >= 0 and ids.max() < limit):
+        raise ValueError(f"ids: expected 0 to {limit - 1}, got {ids.min()} to {ids.max()}")
+
+
+def check_block_shape(batch: CacheBatch, layer: int, kv_heads: int, head_dim: int) -> None:
+    shape = batch.block_shape
+    if shape and not (0 <= layer < shape[0] and shape[2] == kv_heads and shape[4] == head_dim):
+        raise ValueError(
+            f"layer {layer} with {kv_heads} kv heads of {head_dim}: the cache's blocks are {list(shape)}, that is "
+            "[num_layers, 2, kv_heads, block_size, head_dim]"
+        )
+
+
+def check_attention(
+    batch: CacheBatch, num_heads: int, num_kv_heads: int, soft_cap: float, window: int, key_bias: Floats | None
+) -> None:
+    if num_kv_heads < 1 or num_heads < num_kv_heads or num_heads % num_kv_heads:
+        raise ValueError(f"num_kv_heads: expected a divisor of {num_heads} heads, got {num_kv_heads}")
+    if not soft_cap >= 0 or window < 0:
+        raise ValueError(f"soft_cap and window: expected 0 or more, got {soft_cap} and {window}")
+    if key_bias is not None:
+        check("key_bias", key_bias, (num_heads, None))
+        positions = int(np.max(batch.first_positions + np.diff(batch.row_begin), initial=0))
+        if key_bias.shape[1] < positions:
+            raise ValueError(f"key_bias: expected {positions} positions, got {key_bias.shape[1]}")

@@ -1,0 +1,128 @@
+"""What every set of kernels offers: shapes, types and meaning, in one place.
+
+Held by both implementations: bit for bit the same result whatever the number of rows in a call, the threads, the other
+sequences in a batch, or the chunks in which a prompt arrived. Arrays are C-contiguous; an array of another type or
+shape raises ValueError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearthlm.kernels.cache_batch import CacheBatch
+from hearthlm.kernels.thread_pool import ThreadPool
+from hearthlm.quantization import WeightMatrix
+
+Activation = Literal["gelu_tanh", "gelu", "silu", "relu"]
+Floats = NDArray[np.float32]
+
+
+@dataclass(slots=True, eq=False)
+class QuantizedRows:
+    """Hold rows quantised to 8 bits: x = values * scales, symmetric, one scale per row."""
+
+    values: NDArray[np.int8]  # [m, k], in [-127, 127]
+    scales: Floats  # [m]
+    sums: NDArray[np.int32]  # [m], of the int8 values
+
+
+class Kernels(Protocol):
+    """A set of kernels; `hearthlm.kernels` exposes the functions of the chosen one."""
+
+    @property
+    def instruction_set(self) -> str:
+        """Name what the kernels were compiled for, or "reference"."""
+        ...
+
+    def quantize_rows(self, x: Floats, pool: ThreadPool) -> QuantizedRows:
+        """Quantise finite rows [m, k] to 8 bits.
+
+        scale = max|row| / 127, values = round half to even(row * (127 / max|row|)). A row so close to zero that
+        127 / max|row| overflows gets scale 0 and zeros.
+        """
+        ...
+
+    def linear(self, x: Floats | QuantizedRows, weight: WeightMatrix, bias: Floats | None, pool: ThreadPool) -> Floats:
+        """Return x W^T + bias, [m, k] and [n, k] to [m, n].
+
+        Float rows compute in float32 with the weights widened on the fly. QuantizedRows need int8 or int4 weights and
+        compute in exact integers: y = float(acc - zero_point * sum) * (x_scale * weight_scale) + bias.
+        """
+        ...
+
+    def embed_rows(self, ids: NDArray[np.int32], weight: WeightMatrix, scale: float) -> Floats:
+        """Return the dequantised rows `ids` [m] of a matrix, times `scale`, [m, in].
+
+        Raises ValueError for an id outside.
+        """
+        ...
+
+    def rms_norm(self, x: Floats, weight: Floats, eps: float, pool: ThreadPool) -> Floats:
+        """Return x * (1 / sqrt(mean(x^2) + eps)) * weight, rows [m, d], weight [d] (Zhang & Sennrich 2019)."""
+        ...
+
+    def layer_norm(self, x: Floats, weight: Floats, bias: Floats | None, eps: float, pool: ThreadPool) -> Floats:
+        """Return (x - mean) / sqrt(variance + eps) * weight + bias, rows [m, d], weight, bias [d] (Ba et al. 2016)."""
+        ...
+
+    def rope(self, x: Floats, cos: Floats, sin: Floats) -> None:
+        """Rotate x [m, heads, head_dim] in place by the angles of cos and sin [m, r] (Su et al. 2021).
+
+        Channel c pairs with c + r (halves, not neighbours) for c < r; channels from 2 r on stay as they are.
+        """
+        ...
+
+    def gated_activation(self, gate: Floats, up: Floats, kind: Activation, pool: ThreadPool) -> None:
+        """Replace gate by act(gate) * up, both [m, k]."""
+        ...
+
+    def activation(self, x: Floats, kind: Activation, pool: ThreadPool) -> None:
+        """Replace x, of any shape, by act(x): GELU by tanh or by erf (Hendrycks & Gimpel 2016), SiLU or ReLU."""
+        ...
+
+    def soft_cap(self, x: Floats, cap: float, pool: ThreadPool) -> None:
+        """Replace x, of any shape, by cap * tanh(x / cap)."""
+        ...
+
+    def kv_append(self, keys: Floats, values: Floats, batch: CacheBatch, layer: int) -> None:
+        """Store keys and values [m, kv_heads, head_dim] of the batch's rows, rounded to the cache's type.
+
+        Raises ValueError if a block that a row belongs to was dropped.
+        """
+        ...
+
+    def attention(
+        self,
+        queries: Floats,
+        batch: CacheBatch,
+        layer: int,
+        num_kv_heads: int,
+        scale: float,
+        soft_cap: float,
+        window: int,
+        key_bias: Floats | None,
+        pool: ThreadPool,
+    ) -> Floats:
+        """Return causal attention of queries [m, heads, head_dim] over the cache, [m, heads, head_dim].
+
+        The query at position p sees keys max(0, p - window + 1) to p, all of them if `window` is 0; head n reads
+        kv head n // (heads / kv_heads). A score is (q . k) * scale, then soft_cap * tanh(score / soft_cap) unless
+        `soft_cap` is 0, then + key_bias[head, key position] (key_bias [heads, positions]) if given. Raises ValueError
+        if a block in sight was dropped.
+        """
+        ...
+
+    def top_k(self, logits: Floats, k: int) -> tuple[NDArray[np.int32], Floats]:
+        """Return ids and values of the min(k, v) highest of logits [v], descending, the lowest id first among equals.
+
+        NaN counts as minus infinity.
+        """
+        ...
+
+    def log_softmax_at(self, logits: Floats, ids: NDArray[np.int32], pool: ThreadPool) -> Floats:
+        """Return the log-probability of ids[i] in row i of logits [m, v], [m]. Raises ValueError for an id outside."""
+        ...

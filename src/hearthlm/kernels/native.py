@@ -1,0 +1,208 @@
+"""The compiled kernels behind the interface of `interface.Kernels`: checks arguments, allocates results, calls."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearthlm.kernels import _native
+from hearthlm.kernels.cache_batch import CacheBatch
+from hearthlm.kernels.checks import (
+    FLOAT32,
+    INT8,
+    INT32,
+    check,
+    check_attention,
+    check_block_shape,
+    check_ids,
+)
+from hearthlm.kernels.interface import Activation, Floats, QuantizedRows
+from hearthlm.kernels.thread_pool import ThreadPool
+from hearthlm.quantization import WeightMatrix, WeightType
+
+# In the order of the enums in kernels.h.
+_WEIGHT_TYPES = {name: i for i, name in enumerate(get_args(WeightType))}
+_ACTIVATIONS = {name: i for i, name in enumerate(get_args(Activation))}
+
+instruction_sets = _native.instruction_sets
+
+
+class NativeKernels:
+    """Offer the kernels compiled for one instruction set."""
+
+    def __init__(self, instruction_set: str) -> None:
+        if instruction_set not in instruction_sets():
+            raise ValueError(f"instruction_set: this CPU has {', '.join(instruction_sets())}; got {instruction_set!r}")
+        self.instruction_set = instruction_set
+        self._native = _native.Kernels(instruction_set)
+
+    def quantize_rows(self, x: Floats, pool: ThreadPool) -> QuantizedRows:
+        shape = x.shape
+        check("x", x, shape if len(shape) == 2 else (None, None))
+        values = np.empty(shape, INT8)
+        scales = np.empty(shape[0], FLOAT32)
+        sums = np.empty(shape[0], INT32)
+        self._native.quantize_rows(x, values, scales, sums, pool.native)
+        return QuantizedRows(values, scales, sums)
+
+    def linear(self, x: Floats | QuantizedRows, weight: WeightMatrix, bias: Floats | None, pool: ThreadPool) -> Floats:
+        n, k = weight.shape
+        if bias is not None:
+            check("bias", bias, (n,))
+        matrix = (weight.data, _WEIGHT_TYPES[weight.dtype], n, k, weight.scales, weight.zero_points)
+        if isinstance(x, QuantizedRows):
+            if weight.scales is None:
+                raise ValueError(f"weight: expected int8 or int4 for quantised rows, got {weight.dtype}")
+            m = len(x.values)
+            check("x.values", x.values, (m, k), INT8)
+            if x.scales.shape != (m,) or x.sums.shape != (m,):
+                raise ValueError(f"x: expected {m} scales and sums, got {len(x.scales)} and {len(x.sums)}")
+            y = np.empty((m, n), FLOAT32)
+            self._native.linear_int8(x.values, x.scales, x.sums, *matrix, bias, y, pool.native)
+        else:
+            m = len(x)
+            check("x", x, (m, k))
+            y = np.empty((m, n), FLOAT32)
+            self._native.linear_float(x, *matrix, bias, y, pool.native)
+        return y
+
+    def embed_rows(self, ids: NDArray[np.int32], weight: WeightMatrix, scale: float) -> Floats:
+        n, k = weight.shape
+        check("ids", ids, (len(ids),), INT32)
+        if _native.first_id_outside(ids, n) >= 0:
+            check_ids(ids, n)
+        y = np.empty((len(ids), k), FLOAT32)
+        matrix = (weight.data, _WEIGHT_TYPES[weight.dtype], n, k, weight.scales, weight.zero_points)
+        self._native.embed_rows(ids, *matrix, scale, y)
+        return y
+
+    def rms_norm(self, x: Floats, weight: Floats, eps: float, pool: ThreadPool) -> Floats:
+        shape = (len(x), len(weight))
+        check("x", x, shape)
+        check("weight", weight, shape[1:])
+        y = np.empty(shape, FLOAT32)
+        self._native.rms_norm(x, weight, eps, y, pool.native)
+        return y
+
+    def layer_norm(self, x: Floats, weight: Floats, bias: Floats | None, eps: float, pool: ThreadPool) -> Floats:
+        shape = (len(x), len(weight))
+        check("x", x, shape)
+        check("weight", weight, shape[1:])
+        if bias is not None:
+            check("bias", bias, shape[1:])
+        y = np.empty(shape, FLOAT32)
+        self._native.layer_norm(x, weight, bias, eps, y, pool.native)
+        return y
+
+    def rope(self, x: Floats, cos: Floats, sin: Floats) -> None:
+        shape = x.shape
+        check("x", x, shape if len(shape) == 3 else (None, None, None))
+        r = cos.shape[-1]
+        check("cos", cos, (shape[0], r))
+        check("sin", sin, (shape[0], r))
+        if 2 * r > shape[2]:
+            raise ValueError(f"cos: expected at most {shape[2] // 2} columns for head_dim {shape[2]}, got {r}")
+        self._native.rope(x, cos, sin)
+
+    def gated_activation(self, gate: Floats, up: Floats, kind: Activation, pool: ThreadPool) -> None:
+        shape = gate.shape
+        check("gate", gate, shape if len(shape) == 2 else (None, None))
+        check("up", up, shape)
+        self._native.activation(gate, up, _activation_index(kind), pool.native)
+
+    def activation(self, x: Floats, kind: Activation, pool: ThreadPool) -> None:
+        check("x", x, x.shape)
+        self._native.activation(x, None, _activation_index(kind), pool.native)
+
+    def soft_cap(self, x: Floats, cap: float, pool: ThreadPool) -> None:
+        check("x", x, x.shape)
+        if not cap > 0:
+            raise ValueError(f"cap: expected more than 0, got {cap}")
+        self._native.soft_cap(x, cap, pool.native)
+
+    def kv_append(self, keys: Floats, values: Floats, batch: CacheBatch, layer: int) -> None:
+        view, num_rows = _view(batch)
+        shape = keys.shape
+        check("keys", keys, shape if len(shape) == 3 and shape[0] == num_rows else (num_rows, None, None))
+        check("values", values, shape)
+        if not view.fits(layer, shape[1], shape[2]):
+            check_block_shape(batch, layer, shape[1], shape[2])
+        _check_complete(view, False, 0)
+        self._native.kv_append(keys, values, view, layer)
+
+    def attention(
+        self,
+        queries: Floats,
+        batch: CacheBatch,
+        layer: int,
+        num_kv_heads: int,
+        scale: float,
+        soft_cap: float,
+        window: int,
+        key_bias: Floats | None,
+        pool: ThreadPool,
+    ) -> Floats:
+        view, num_rows = _view(batch)
+        shape = queries.shape
+        check("queries", queries, shape if len(shape) == 3 and shape[0] == num_rows else (num_rows, None, None))
+        check_attention(batch, shape[1], num_kv_heads, soft_cap, window, key_bias)
+        if not view.fits(layer, num_kv_heads, shape[2]):
+            check_block_shape(batch, layer, num_kv_heads, shape[2])
+        _check_complete(view, True, window)
+        y = np.empty(shape, FLOAT32)
+        self._native.attention(queries, view, layer, scale, soft_cap, window, key_bias, y, pool.native)
+        return y
+
+    def top_k(self, logits: Floats, k: int) -> tuple[NDArray[np.int32], Floats]:
+        check("logits", logits, (len(logits),))
+        if k < 1:
+            raise ValueError(f"k: expected at least 1, got {k}")
+        k = min(k, len(logits))
+        ids = np.empty(k, INT32)
+        values = np.empty(k, FLOAT32)
+        self._native.top_k(logits, ids, values)
+        return ids, values
+
+    def log_softmax_at(self, logits: Floats, ids: NDArray[np.int32], pool: ThreadPool) -> Floats:
+        check("logits", logits, logits.shape if logits.ndim == 2 else (None, None))
+        check("ids", ids, (len(logits),), INT32)
+        if _native.first_id_outside(ids, logits.shape[1]) >= 0:
+            check_ids(ids, logits.shape[1])
+        y = np.empty(len(ids), FLOAT32)
+        self._native.log_softmax_at(logits, ids, y, pool.native)
+        return y
+
+
+def _activation_index(kind: Activation) -> int:
+    index = _ACTIVATIONS.get(kind)
+    if index is None:
+        raise ValueError(f"kind: expected one of {', '.join(_ACTIVATIONS)}, got {kind!r}")
+    return index
+
+
+def _view(batch: CacheBatch) -> tuple[_native.CacheView, int]:
+    """Return the native view of a batch and its rows, made once: every layer of one forward call asks for it."""
+    made: tuple[_native.CacheView, int] | None = batch.__dict__.get("native_view")
+    if made is None:
+        layers, _, kv_heads, _, head_dim = batch.block_shape or (0, 2, 0, 0, 0)
+        view = _native.CacheView(
+            batch.row_begin,
+            batch.first_positions,
+            batch.addresses,
+            batch.block_begin,
+            batch.block_size,
+            layers,
+            kv_heads,
+            head_dim,
+            batch.dtype == np.float16,
+        )
+        made = batch.__dict__["native_view"] = (view, batch.num_rows)
+    return made
+
+
+def _check_complete(view: _native.CacheView, reads: bool, window: int) -> None:
+    sequence = view.first_incomplete_sequence(reads, window)
+    if sequence >= 0:
+        raise ValueError(f"a block of sequence {sequence} was dropped, but is needed")

@@ -1,0 +1,213 @@
+"""Every kernel in plain NumPy: what the native ones are compared with, and what runs where they are missing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearthlm.kernels.cache_batch import CacheBatch
+from hearthlm.kernels.checks import INT8, INT32, check, check_attention, check_block_shape, check_ids
+from hearthlm.kernels.interface import Activation, Floats, QuantizedRows
+from hearthlm.kernels.thread_pool import ThreadPool
+from hearthlm.quantization import WeightMatrix, dequantize, unpack_int4
+
+instruction_set = "reference"
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def quantize_rows(x: Floats, pool: ThreadPool) -> QuantizedRows:
+    check("x", x, (None, None))
+    bound = np.max(np.abs(x), axis=1, initial=0.0)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(127) / bound
+    inverse[np.isinf(inverse)] = 0
+    scales = np.where(inverse == 0, np.float32(0), bound / np.float32(127))
+    values = np.rint(x * inverse[:, None]).astype(np.int8)
+    return QuantizedRows(values, scales, values.sum(axis=1, dtype=np.int32))
+
+
+def linear(x: Floats | QuantizedRows, weight: WeightMatrix, bias: Floats | None, pool: ThreadPool) -> Floats:
+    rows, columns = weight.shape
+    if bias is not None:
+        check("bias", bias, (rows,))
+    if isinstance(x, QuantizedRows):
+        y = _linear_int8(x, weight)
+    else:
+        check("x", x, (None, columns))
+        w = dequantize(weight)
+        y = np.empty((len(x), rows), dtype=np.float32)
+        for i, row in enumerate(x):  # one by one: the order of a sum in BLAS depends on the number of rows
+            y[i] = w @ row
+    if bias is not None:
+        y += bias
+    return y
+
+
+def _linear_int8(x: QuantizedRows, weight: WeightMatrix) -> Floats:
+    if weight.scales is None:
+        raise ValueError(f"weight: expected int8 or int4 for quantised rows, got {weight.dtype}")
+    check("x.values", x.values, (None, weight.shape[1]), INT8)
+    q = weight.data if weight.dtype == "int8" else unpack_int4(weight.data, weight.shape[1])
+    # Exact in any order: every partial sum is an integer far below 2^53.
+    acc = x.values.astype(np.float64) @ q.astype(np.float64).T
+    if weight.zero_points is not None:
+        acc -= x.sums.astype(np.float64)[:, None] * weight.zero_points.astype(np.float64)
+    return acc.astype(np.float32) * (x.scales[:, None] * weight.scales)
+
+
+def embed_rows(ids: NDArray[np.int32], weight: WeightMatrix, scale: float) -> Floats:
+    check("ids", ids, (None,), INT32)
+    check_ids(ids, weight.shape[0])
+    return dequantize(weight, ids) * np.float32(scale)
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float, pool: ThreadPool) -> Floats:
+    check("x", x, (None, None))
+    check("weight", weight, (x.shape[1],))
+    mean = np.mean(np.square(x), axis=1, dtype=np.float32, keepdims=True)
+    inverse: Floats = (1 / np.sqrt(mean + np.float32(eps))).astype(np.float32)
+    return x * inverse * weight
+
+
+def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float, pool: ThreadPool) -> Floats:
+    check("x", x, (None, None))
+    check("weight", weight, (x.shape[1],))
+    centred = x - np.mean(x, axis=1, dtype=np.float32, keepdims=True)
+    variance = np.mean(np.square(centred), axis=1, dtype=np.float32, keepdims=True)
+    inverse: Floats = (1 / np.sqrt(variance + np.float32(eps))).astype(np.float32)
+    y = centred * inverse * weight
+    if bias is not None:
+        check("bias", bias, (x.shape[1],))
+        y += bias
+    return y
+
+
+def rope(x: Floats, cos: Floats, sin: Floats) -> None:
+    check("x", x, (None, None, None))
+    r = cos.shape[-1]
+    check("cos", cos, (x.shape[0], r))
+    check("sin", sin, (x.shape[0], r))
+    if 2 * r > x.shape[2]:
+        raise ValueError(f"cos: expected at most {x.shape[2] // 2} columns for head_dim {x.shape[2]}, got {r}")
+    first, second = x[..., :r].copy(), x[..., r : 2 * r].copy()
+    cos, sin = cos[:, None], sin[:, None]
+    x[..., :r] = first * cos - second * sin
+    x[..., r : 2 * r] = second * cos + first * sin
+
+
+def gated_activation(gate: Floats, up: Floats, kind: Activation, pool: ThreadPool) -> None:
+    check("gate", gate, (None, None))
+    check("up", up, gate.shape)
+    activation(gate, kind, pool)
+    gate *= up
+
+
+def activation(x: Floats, kind: Activation, pool: ThreadPool) -> None:
+    check("x", x, (None,) * x.ndim)
+    if kind == "gelu_tanh":
+        inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+        x *= np.float32(0.5) * (1 + np.tanh(inner))
+    elif kind == "gelu":
+        x *= np.float32(0.5) * (1 + _erf(x * np.float32(math.sqrt(0.5))).astype(np.float32))
+    elif kind == "silu":
+        with np.errstate(over="ignore"):  # exp(-x) = inf gives the right limit
+            x /= 1 + np.exp(-x)
+    elif kind == "relu":
+        np.maximum(x, 0, out=x)
+    else:
+        raise ValueError(f"kind: expected one of {', '.join(get_args(Activation))}, got {kind!r}")
+
+
+def soft_cap(x: Floats, cap: float, pool: ThreadPool) -> None:
+    check("x", x, (None,) * x.ndim)
+    if not cap > 0:
+        raise ValueError(f"cap: expected more than 0, got {cap}")
+    x[...] = np.tanh(x / np.float32(cap)) * np.float32(cap)
+
+
+def kv_append(keys: Floats, values: Floats, batch: CacheBatch, layer: int) -> None:
+    check("keys", keys, (batch.num_rows, None, None))
+    check("values", values, keys.shape)
+    check_block_shape(batch, layer, keys.shape[1], keys.shape[2])
+    for i in range(len(batch.first_positions)):
+        table = batch.blocks[batch.block_begin[i] : batch.block_begin[i + 1]]
+        for row in range(batch.row_begin[i], batch.row_begin[i + 1]):
+            position = int(batch.first_positions[i] + row - batch.row_begin[i])
+            block = _present(table, position // batch.block_size, i)
+            with np.errstate(over="ignore"):  # beyond float16 is infinity, as in hardware
+                block[layer, 0, :, position % batch.block_size] = keys[row]
+                block[layer, 1, :, position % batch.block_size] = values[row]
+
+
+def attention(
+    queries: Floats,
+    batch: CacheBatch,
+    layer: int,
+    num_kv_heads: int,
+    scale: float,
+    soft_cap: float,
+    window: int,
+    key_bias: Floats | None,
+    pool: ThreadPool,
+) -> Floats:
+    check("queries", queries, (batch.num_rows, None, None))
+    num_heads, head_dim = queries.shape[1:]
+    check_attention(batch, num_heads, num_kv_heads, soft_cap, window, key_bias)
+    check_block_shape(batch, layer, num_kv_heads, head_dim)
+    kv_heads = np.arange(num_heads) // (num_heads // num_kv_heads)
+    y = np.empty_like(queries)
+    for i in range(len(batch.first_positions)):
+        table = batch.blocks[batch.block_begin[i] : batch.block_begin[i + 1]]
+        for row in range(batch.row_begin[i], batch.row_begin[i + 1]):
+            last = int(batch.first_positions[i] + row - batch.row_begin[i])
+            first = max(0, last - window + 1) if window else 0
+            k, v = _keys_and_values(table, first, last, batch.block_size, layer, i)  # [kv_heads, keys, head_dim]
+            scores = np.einsum("hc,hjc->hj", queries[row], k[kv_heads]) * np.float32(scale)
+            if soft_cap:
+                scores = np.tanh(scores / np.float32(soft_cap)) * np.float32(soft_cap)
+            if key_bias is not None:
+                scores = scores + key_bias[:, first : last + 1]
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            weights /= weights.sum(axis=1, keepdims=True)
+            y[row] = np.einsum("hj,hjc->hc", weights, v[kv_heads])
+    return y
+
+
+def top_k(logits: Floats, k: int) -> tuple[NDArray[np.int32], Floats]:
+    check("logits", logits, (None,))
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, got {k}")
+    values = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+    ids = np.argsort(-values, kind="stable")[:k].astype(np.int32)
+    return ids, values[ids]
+
+
+def log_softmax_at(logits: Floats, ids: NDArray[np.int32], pool: ThreadPool) -> Floats:
+    check("logits", logits, (None, None))
+    check("ids", ids, (len(logits),), INT32)
+    check_ids(ids, logits.shape[1])
+    highest = logits.max(axis=1)
+    total = np.sum(np.exp(logits - highest[:, None]), axis=1, dtype=np.float64)
+    chosen = logits[np.arange(len(ids)), ids]
+    log_probability: Floats = (chosen - highest - np.log(total)).astype(np.float32)
+    return log_probability
+
+
+def _keys_and_values(
+    table: tuple[NDArray[Any] | None, ...], first: int, last: int, block_size: int, layer: int, sequence: int
+) -> tuple[Floats, Floats]:
+    first_block = first // block_size
+    blocks = [_present(table, b, sequence)[layer] for b in range(first_block, last // block_size + 1)]
+    both = np.concatenate(blocks, axis=2)[:, :, first - first_block * block_size : last + 1 - first_block * block_size]
+    return both[0].astype(np.float32), both[1].astype(np.float32)
+
+
+def _present(table: tuple[NDArray[Any] | None, ...], index: int, sequence: int) -> NDArray[Any]:
+    block = table[index]
+    if block is None:
+        raise ValueError(f"block {index} of sequence {sequence} was dropped, but is needed")
+    return block

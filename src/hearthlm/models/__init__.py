@@ -1,0 +1,50 @@
+"""What a model is: data only. One file per family; `params.py` is the vocabulary in which they speak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hearthlm.errors import UnsupportedModelError
+from hearthlm.models.config_fields import ConfigFields
+from hearthlm.models.family import Family
+from hearthlm.models.gemma import GEMMA
+from hearthlm.models.gemma2 import GEMMA2
+from hearthlm.models.gemma3 import GEMMA3
+from hearthlm.models.llama import LLAMA
+from hearthlm.models.mistral import MISTRAL
+from hearthlm.models.olmo2 import OLMO2
+from hearthlm.models.params import Architecture
+from hearthlm.models.phi import PHI
+from hearthlm.models.qwen import QWEN2, QWEN3
+from hearthlm.models.stablelm import STABLELM
+
+_ALL = (GEMMA, GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI, QWEN2, QWEN3, STABLELM)
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
+
+_BY_CONFIG_TYPE = {name: family for family in FAMILIES.values() for name in family.config_types}
+
+# Models of text and images: their text part lies in `text_config`, its tensors under another prefix.
+_WITH_TEXT_PART = {"gemma3": "gemma3_text"}
+
+
+def read_config(config: Mapping[str, Any]) -> tuple[Family, Architecture]:
+    """Return family and architecture of a Hugging Face `config.json`.
+
+    Raises UnsupportedModelError, naming the field, for what is not known or would change the result.
+    """
+    model_type = config.get("model_type")
+    where = "config.json"
+    if model_type in _WITH_TEXT_PART and isinstance(config.get("text_config"), dict):
+        model_type = config["text_config"].get("model_type") or _WITH_TEXT_PART[str(model_type)]
+        config, where = config["text_config"], "config.json: text_config"
+    family = _BY_CONFIG_TYPE.get(str(model_type))
+    if family is None:
+        raise UnsupportedModelError(
+            f"{where}: model_type {model_type!r} is not supported; known: {', '.join(sorted(_BY_CONFIG_TYPE))}"
+        )
+    fields = ConfigFields(config, where)
+    architecture = family.read_config(fields)
+    fields.finish()
+    return family, architecture

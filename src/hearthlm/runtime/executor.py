@@ -1,0 +1,72 @@
+"""What the engine needs of whatever computes tokens: a protocol with two implementations.
+
+`transformer.py` runs weights on this package's kernels. A state belongs to one sequence and is used by one thread at
+a time; everything else about an executor is immutable and may be shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearthlm.kernels import ThreadPool
+
+Wanted = Literal["none", "last", "all"]
+
+
+class State(Protocol):
+    """Hold what one sequence has seen so far."""
+
+    @property
+    def length(self) -> int:
+        """The number of tokens that the state has seen."""
+
+    def truncate(self, length: int) -> int:
+        """Forget all but the first `length` tokens; return how many are left.
+
+        That is `length`, or 0 where a sliding window has already dropped what `length` tokens would have to see:
+        then the tokens must be fed again.
+        """
+
+    def fork(self) -> State:
+        """Return an independent state with the same past; memory is shared until either side writes."""
+
+    def close(self) -> None:
+        """Give the memory back; the state must not be used afterwards."""
+
+
+@dataclass(frozen=True)
+class ForwardRequest:
+    """Ask for `ids` to be appended to `state`, and for the logits after none, the last or all of them."""
+
+    state: Any  # a State made by the same executor
+    ids: Sequence[int]
+    wanted: Wanted
+
+
+class Executor(Protocol):
+    """Compute logits for any number of sequences at once."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def pool(self) -> ThreadPool:
+        """The threads that compute; also used on the logits that come out."""
+
+    def new_state(self) -> State:
+        """Return the state of an empty sequence."""
+
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[NDArray[np.float32] | None]:
+        """Append every request's ids to its state; return float32 [wanted rows, vocab_size] or None per request.
+
+        A result depends on the state's own tokens only: bit for bit the same in whatever company and in whatever
+        chunks they are fed. Each state may appear once.
+        """
+
+    def close(self) -> None:
+        """Give the threads back."""

@@ -1,0 +1,402 @@
+"""A model as its file or folder describes it: blueprint, tensors, tokenizer, and how it is spoken to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearthlm.errors import ModelFormatError, TensorMismatchError, TokenizerFormatError, UnsupportedModelError
+from hearthlm.formats import detect_format
+from hearthlm.formats.checkpoint import Checkpoint, read_json_file
+from hearthlm.formats.llm_parameters import file_parameters, prompt_templates
+from hearthlm.formats.llm_parameters_pb2 import LlmModelType, LlmParameters
+from hearthlm.formats.weights_bin import WeightsBin
+from hearthlm.models import FAMILIES, read_config
+from hearthlm.models.family import Family, PromptTemplates, TensorSpec
+from hearthlm.models.params import Architecture
+from hearthlm.quantization import WeightMatrix
+from hearthlm.runtime.weights import TensorSource, WeightPlacement, Weights, load_weights
+from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
+
+_BYTES_TO_UNICODE = LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE
+
+_log = logging.getLogger("hearthlm")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name one tensor of a file as the file declares it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Say what a file holds, without its weights having been read."""
+
+    format: Literal["weights_bin", "checkpoint"]
+    model_type: str
+    family: str
+    architecture: Architecture
+    num_parameters: int
+    tensors: tuple[TensorInfo, ...]
+    tokenizer: dict[str, Any] | None
+    start_id: int | None
+    stop_ids: tuple[int, ...]
+    stop_strings: tuple[str, ...]
+    prompt_templates: PromptTemplates
+    metadata: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of `hearthlm inspect --json`."""
+        return {
+            "format": self.format,
+            "model_type": self.model_type,
+            "family": self.family,
+            "parameters": {"count": self.num_parameters, **self.architecture.to_json()},
+            "tensors": [
+                {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.num_bytes} for t in self.tensors
+            ],
+            "tokenizer": self.tokenizer,
+            "templates": asdict(self.prompt_templates),
+            "metadata": {
+                **self.metadata,
+                "start_id": self.start_id,
+                "stop_ids": list(self.stop_ids),
+                "stop_strings": list(self.stop_strings),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Model:
+    """Describe an open model; use as a context manager, weights loaded from it outlive it."""
+
+    architecture: Architecture
+    family: Family
+    info: ModelInfo
+    prompt_templates: PromptTemplates
+    start_id: int | None
+    stop_ids: frozenset[int]
+    stop_strings: tuple[str, ...]
+    _source: _OpenFile = field(repr=False)
+    _tokenizer: Tokenizer | None = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Model:
+        """Open a MediaPipe `.bin` or a Hugging Face folder, told apart by bytes and never by name.
+
+        Raises FileNotFoundError, ModelFormatError, or UnsupportedModelError for what is not understood.
+        """
+        kind = detect_format(path)
+        try:
+            if kind == "weights_bin":
+                return _open_weights_bin(path)
+            if kind in ("checkpoint", "safetensors", "torch_zip"):
+                return _open_checkpoint(path)
+        except (ModelFormatError, UnsupportedModelError) as error:
+            where = os.fspath(path)
+            raise error if where in str(error) else type(error)(f"{where}: {error}") from None
+        raise UnsupportedModelError(f"{path}: models of the format {kind!r} cannot be run yet")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise TokenizerFormatError(
+                f"{self._source.path}: there is no tokenizer in it or beside it; "
+                "only calls that take ids can be answered"
+            )
+        return self._tokenizer
+
+    def load_weights(
+        self, *, placement: WeightPlacement = "auto", progress: Callable[[float], None] | None = None
+    ) -> Weights:
+        """Read or map every tensor that the architecture needs; see `runtime.weights.load_weights`."""
+        return load_weights(
+            self.architecture,
+            self.family.tensors(self.architecture),
+            self._source,
+            placement=placement,
+            progress=progress,
+        )
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _OpenFile(TensorSource):
+    path: str | PathLike[str]
+
+    def close(self) -> None: ...
+
+
+class _WeightsBinSource(_OpenFile):
+    def __init__(self, path: str | PathLike[str], file: WeightsBin) -> None:
+        self.path = path
+        self._file = file
+
+    def matrix(self, spec: TensorSpec) -> WeightMatrix:
+        return self._file.matrix(self._name(spec), (spec.shape[0], spec.shape[1]))
+
+    def vector(self, spec: TensorSpec) -> NDArray[np.float32]:
+        return self._file.vector(self._name(spec), spec.shape[0])
+
+    def _name(self, spec: TensorSpec) -> str:
+        """Return the first of the tensor's names that the file has; of a weight also its older spelling."""
+        for name in spec.bin_names:
+            for spelling in (name, name.removesuffix(".w") + ".linear.w"):
+                if spelling in self._file.tensors:
+                    return spelling
+        raise TensorMismatchError(
+            f"{self.path}: the model needs the tensor {' or '.join(spec.bin_names) or spec.role} "
+            f"{list(spec.shape)}, and the file has none of that name"
+        )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _CheckpointSource(_OpenFile):
+    def __init__(self, path: str | PathLike[str], file: Checkpoint) -> None:
+        self.path = path
+        self._file = file
+        self._names = frozenset(file.names)
+
+    def matrix(self, spec: TensorSpec) -> WeightMatrix:
+        matrix = self._file.matrix(self._name(spec))
+        self._check(spec, matrix.shape)
+        return matrix
+
+    def vector(self, spec: TensorSpec) -> NDArray[np.float32]:
+        vector = self._file.vector(self._name(spec))
+        self._check(spec, vector.shape)
+        return vector
+
+    def _name(self, spec: TensorSpec) -> str:
+        """Return the tensor's name under the prefix that the checkpoint uses (text parts of larger models differ)."""
+        name = spec.checkpoint_name
+        bare = name.removeprefix("model.")
+        for spelling in (name, f"language_model.{name}", f"model.language_model.{bare}", bare):
+            if spelling in self._names:
+                return spelling
+        raise TensorMismatchError(
+            f"{self.path}: the model needs the tensor {name} {list(spec.shape)}, and the checkpoint has none of "
+            "that name"
+        )
+
+    def _check(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+        if shape != spec.shape:
+            raise TensorMismatchError(
+                f"{self.path}: tensor {spec.checkpoint_name}: expected {list(spec.shape)} (out, in), got {list(shape)}"
+            )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _open_weights_bin(path: str | PathLike[str]) -> Model:
+    file = WeightsBin.open(path)
+    try:
+        if file.tensors and all("w_prime" in name for name in file.tensors):
+            raise UnsupportedModelError(f"{path}: this is a LoRA adapter of rank {file.lora_rank}, not a model")
+        message = file.parameters
+        extra = file.extra or {}
+        if "architecture" in extra:
+            architecture = Architecture.from_json(extra["architecture"])
+            if architecture.family not in FAMILIES:
+                raise UnsupportedModelError(f"{path}: the family {architecture.family!r} is not known")
+            family = FAMILIES[architecture.family]
+        else:
+            family = _family_of_file(file)
+            architecture = family.read_file_parameters(file_parameters(message, file.model_type))
+        if damaged := file.lost_zero_points():
+            _log.warning(
+                "%s: %d matrices look asymmetrically quantised with their zero points lost by the converter (%s, ...); "
+                "answers will be wrong in every engine: convert the model again, symmetrically",
+                path,
+                len(damaged),
+                damaged[0],
+            )
+        tokenizer = None
+        if file.tokenizer is not None:
+            normalizations = message.input_output_normalizations
+            to_unicode = family.bytes_to_unicode or _BYTES_TO_UNICODE in normalizations
+            tokenizer = from_sentencepiece(file.tokenizer, bytes_to_unicode=to_unicode)
+        start_id: int | None = None
+        if message.HasField("start_token_id"):
+            start_id = message.start_token_id
+        elif message.start_token and tokenizer is not None:
+            start_id = tokenizer.token_id(message.start_token)
+        tensors = tuple(TensorInfo(t.name, t.type, t.shape, t.num_bytes) for t in file.tensors.values())
+        return _model(
+            source=_WeightsBinSource(path, file),
+            format="weights_bin",
+            model_type=_type_name(file.model_type),
+            family=family,
+            architecture=architecture,
+            tensors=tensors,
+            tokenizer=tokenizer,
+            start_id=start_id,
+            stop_ids=message.stop_token_ids,
+            stop_tokens=[*message.stop_tokens, *family.stop_tokens],
+            templates=prompt_templates(message),
+            metadata={"backend": file.backend, "num_bytes": sum(t.num_bytes for t in tensors)},
+        )
+    except BaseException:
+        file.close()
+        raise
+
+
+def _family_of_file(file: WeightsBin) -> Family:
+    known = {number: family for family in FAMILIES.values() for number in family.file_traits}
+    if file.model_type not in known:
+        raise UnsupportedModelError(
+            f"models of the type {_type_name(file.model_type)} are not supported; known: "
+            f"{', '.join(_type_name(number) for number in sorted(known))}"
+        )
+    return known[file.model_type]
+
+
+def _type_name(model_type: int) -> str:
+    """Return an LlmModelType as MediaPipe writes it in its code."""
+    if model_type not in LlmModelType.values():
+        return f"number {model_type}"
+    return LlmModelType.Name(model_type).removeprefix("LLM_MODEL_TYPE_")
+
+
+def _open_checkpoint(path: str | PathLike[str]) -> Model:
+    file = Checkpoint.open(path)
+    try:
+        config = file.config
+        if config is None:
+            raise UnsupportedModelError(
+                f"{path}: there is no config.json beside the weights, so nothing says what model they are"
+            )
+        family, architecture = read_config(config)
+        model_type = str(config.get("model_type"))
+        if isinstance(config.get("text_config"), dict):
+            config = {**config, **config["text_config"]}
+            _log.warning("%s: the model's vision part is left out; it answers text only", path)
+        tokenizer = _checkpoint_tokenizer(file)
+        generation = file.generation_config or {}
+        start_id = next((i for i in (generation.get("bos_token_id"), config.get("bos_token_id")) if _is_id(i)), None)
+        if start_id is None and tokenizer is not None:
+            start_id = tokenizer.start_id
+        stop: Any = generation.get("eos_token_id", config.get("eos_token_id"))
+        tensors = tuple(_tensor_info(file, name) for name in file.names)
+        return _model(
+            source=_CheckpointSource(path, file),
+            format="checkpoint",
+            model_type=model_type,
+            family=family,
+            architecture=architecture,
+            tensors=tensors,
+            tokenizer=tokenizer,
+            start_id=start_id,
+            stop_ids=[i for i in (stop if isinstance(stop, list) else [stop]) if _is_id(i)],
+            stop_tokens=family.stop_tokens,
+            templates=PromptTemplates(),
+            metadata={"num_bytes": sum(t.num_bytes for t in tensors)},
+        )
+    except BaseException:
+        file.close()
+        raise
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _tensor_info(file: Checkpoint, name: str) -> TensorInfo:
+    try:
+        dtype, values = file.array(name)
+    except UnsupportedModelError:  # a type that no weight has; an error only if the tensor is needed
+        return TensorInfo(name, "other", file.shape(name), 0)
+    return TensorInfo(name, dtype, values.shape, values.nbytes)
+
+
+def _checkpoint_tokenizer(file: Checkpoint) -> Tokenizer | None:
+    """Return the tokenizer beside the weights; `tokenizer.json` is what transformers reads first."""
+    files = file.tokenizer_files
+    if "tokenizer.json" in files:
+        config = read_json_file(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else None
+        return from_hugging_face(files["tokenizer.json"].read_bytes(), config)
+    if "tokenizer.model" in files:
+        return from_sentencepiece(files["tokenizer.model"].read_bytes())
+    return None
+
+
+def _model(
+    *,
+    source: _OpenFile,
+    format: Literal["weights_bin", "checkpoint"],
+    model_type: str,
+    family: Family,
+    architecture: Architecture,
+    tensors: tuple[TensorInfo, ...],
+    tokenizer: Tokenizer | None,
+    start_id: int | None,
+    stop_ids: Any,
+    stop_tokens: Any,
+    templates: PromptTemplates,
+    metadata: dict[str, Any],
+) -> Model:
+    """Join what both formats say: stop tokens become ids where the tokenizer knows them, and strings otherwise."""
+    ids = {int(i) for i in stop_ids}
+    strings = []
+    for token in dict.fromkeys(stop_tokens):
+        known = tokenizer.token_id(token) if tokenizer is not None else None
+        if known is not None:
+            ids.add(known)
+        if token and token not in family.stop_tokens:
+            strings.append(token)
+    num_parameters = 0
+    for spec in family.tensors(architecture):
+        size = 1
+        for length in spec.shape:
+            size *= length
+        num_parameters += size
+    info = ModelInfo(
+        format=format,
+        model_type=model_type,
+        family=family.name,
+        architecture=architecture,
+        num_parameters=num_parameters,
+        tensors=tensors,
+        tokenizer=None if tokenizer is None else {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size},
+        start_id=start_id,
+        stop_ids=tuple(sorted(ids)),
+        stop_strings=tuple(strings),
+        prompt_templates=templates,
+        metadata=metadata,
+    )
+    return Model(
+        architecture=architecture,
+        family=family,
+        info=info,
+        prompt_templates=templates,
+        start_id=start_id,
+        stop_ids=frozenset(ids),
+        stop_strings=tuple(strings),
+        _source=source,
+        _tokenizer=tokenizer,
+    )

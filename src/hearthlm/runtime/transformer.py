@@ -1,0 +1,412 @@
+"""The one network: a forward pass for every family, driven by its Architecture.
+
+Rows of all sequences go through the matrices together; attention looks at each sequence's own cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearthlm import kernels
+from hearthlm.kernels.cache_batch import CacheBatch
+from hearthlm.models.params import Architecture, Llama3Scaling, Norm, Rope
+from hearthlm.quantization import bfloat16_to_float32, float32_to_bfloat16
+from hearthlm.runtime.executor import ForwardRequest
+from hearthlm.runtime.kv_cache import BLOCK_SIZE, BlockCache, CacheLayout
+from hearthlm.runtime.linear import Activations, Linear
+from hearthlm.runtime.weights import LinearWeights, NormWeights, Weights
+
+ActivationDataType = Literal["int8", "float32"]
+CacheDataType = Literal["float32", "float16"]
+
+Rows = NDArray[np.float32]
+
+
+class TransformerState:
+    """Hold the caches of one sequence, one for each group of layers."""
+
+    def __init__(self, layouts: Sequence[CacheLayout]) -> None:
+        self.length = 0
+        self._layouts = layouts
+        self.caches = [BlockCache(layout) for layout in layouts]
+
+    def truncate(self, length: int) -> int:
+        if not 0 <= length <= self.length:
+            raise ValueError(f"length: expected 0 to {self.length}, got {length}")
+        if not all(cache.can_truncate(length) for cache in self.caches):
+            length = 0
+        for cache in self.caches:
+            cache.truncate(length)
+        self.length = length
+        return length
+
+    def fork(self) -> TransformerState:
+        copy = TransformerState.__new__(TransformerState)
+        copy.length = self.length
+        copy._layouts = self._layouts
+        copy.caches = [cache.fork() for cache in self.caches]
+        return copy
+
+    def close(self) -> None:
+        for cache in self.caches:
+            cache.truncate(0)
+        self.length = 0
+
+    def __del__(self) -> None:  # what is shared must know that one owner is gone
+        if hasattr(self, "caches"):
+            self.close()
+
+    @property
+    def num_bytes(self) -> int:
+        """Count the bytes of all blocks listed, shared ones included."""
+        return sum(cache.num_bytes for cache in self.caches)
+
+
+class RotaryTable:
+    """Hold cosines and sines of one kind of rotary positions, float32 [positions, rotary_dim / 2], growing on demand.
+
+    Angles are float32 products as transformers computes them, so that long texts agree.
+    """
+
+    def __init__(self, rope: Rope) -> None:
+        exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float32) / np.float32(rope.rotary_dim)
+        frequencies = np.float32(1.0) / np.float32(rope.base) ** exponents / np.float32(rope.linear_factor)
+        if rope.llama3 is not None:
+            frequencies = _llama3_frequencies(frequencies, rope.llama3)
+        self._frequencies: Rows = frequencies.astype(np.float32)
+        self._cos: Rows = np.empty((0, exponents.size), np.float32)
+        self._sin: Rows = self._cos
+
+    def rows(self, positions: NDArray[np.int64]) -> tuple[Rows, Rows]:
+        """Return (cos, sin), float32 [len(positions), rotary_dim / 2] each."""
+        needed = int(positions.max(initial=-1)) + 1
+        if needed > len(self._cos):
+            angles = (
+                np.arange(max(needed, 2 * len(self._cos), 256), dtype=np.float32)[:, None]
+                * (self._frequencies[None, :])
+            )
+            self._cos, self._sin = np.cos(angles), np.sin(angles)
+        return self._cos[positions], self._sin[positions]
+
+
+def _llama3_frequencies(frequencies: Rows, scaling: Llama3Scaling) -> Rows:
+    """Stretch the long wavelengths; see Llama3Scaling."""
+    turns = scaling.original_context_length * frequencies / np.float32(2 * np.pi)  # within the original context
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    share = np.clip((turns - low) / (high - low), 0.0, 1.0).astype(np.float32)  # of the unstretched frequency
+    stretched: Rows = (1 - share) * frequencies / np.float32(scaling.factor) + share * frequencies
+    return stretched
+
+
+class AlibiTable:
+    """Hold ALiBi's bias per head and key position, float32 [num_heads, positions], growing on demand.
+
+    Slopes after https://arxiv.org/abs/2108.12409; the product of slope and position is rounded to bfloat16 and scaled
+    with the scores, as transformers' Falcon does.
+    """
+
+    def __init__(self, num_heads: int, attention_scale: float) -> None:
+        power = 1 << (num_heads.bit_length() - 1)  # the largest power of two up to num_heads
+        slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+        slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(num_heads - power)]
+        self._slopes = _rounded_to_bfloat16(np.array(slopes, dtype=np.float32))
+        self._scale = np.float32(attention_scale)
+        self._bias: Rows = np.empty((num_heads, 0), np.float32)
+
+    def columns(self, num_positions: int) -> Rows:
+        """Return float32 [num_heads, num_positions or more]."""
+        if num_positions > self._bias.shape[1]:
+            count = max(num_positions, 2 * self._bias.shape[1], 256)
+            positions = _rounded_to_bfloat16(np.arange(count, dtype=np.float32))
+            self._bias = _rounded_to_bfloat16(self._slopes[:, None] * positions[None, :]) * self._scale
+        return self._bias
+
+
+def _rounded_to_bfloat16(values: Rows) -> Rows:
+    return bfloat16_to_float32(float32_to_bfloat16(values))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Bind one layer's weights to the kernels, with everything that a forward pass looks up."""
+
+    group: int  # which cache
+    index: int  # which layer of that cache
+    window: int
+    rope: RotaryTable | None
+    attention_norm: NormWeights | None
+    query: Linear
+    key: Linear
+    value: Linear
+    query_norm: NormWeights | None
+    key_norm: NormWeights | None
+    output: Linear
+    post_attention_norm: NormWeights | None
+    feed_forward_norm: NormWeights | None
+    gate: Linear | None
+    up: Linear
+    down: Linear
+    post_feed_forward_norm: NormWeights | None
+
+
+class TransformerExecutor:
+    """Run one model's weights on this package's kernels.
+
+    `activation_data_type` None means int8 where weights are quantised and float32 elsewhere; `kv_cache_dtype` None
+    means float16 for quantised weights and float32 for float ones.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        weights: Weights,
+        *,
+        num_threads: int,
+        activation_data_type: ActivationDataType | None = None,
+        kv_cache_dtype: CacheDataType | None = None,
+    ) -> None:
+        self.architecture = architecture
+        self._weights = weights
+        self._pool = kernels.ThreadPool(num_threads)
+        is_quantized = weights.layers[0].query.weight.is_quantized
+        cache_dtype = np.dtype(kv_cache_dtype or ("float16" if is_quantized else "float32"))
+        float_activations = activation_data_type == "float32"
+
+        def linear(w: LinearWeights) -> Linear:
+            return Linear(w.weight, w.bias, self._pool, float_activations=float_activations)
+
+        a = architecture
+        windows = sorted({layer.window or 0 for layer in a.layers})
+        self._layouts = tuple(
+            CacheLayout(
+                num_layers=sum((layer.window or 0) == window for layer in a.layers),
+                num_kv_heads=a.num_kv_heads,
+                head_dim=a.head_dim,
+                dtype=cache_dtype,
+                window=window or None,
+            )
+            for window in windows
+        )
+        self._tables = {layer.rope: RotaryTable(layer.rope) for layer in a.layers if layer.rope is not None}
+        self._alibi = AlibiTable(a.num_heads, a.attention_scale) if a.alibi else None
+        self._layers: list[_Layer] = []
+        num_in_group = [0] * len(windows)
+        for layer, w in zip(a.layers, weights.layers, strict=True):
+            group = windows.index(layer.window or 0)
+            self._layers.append(
+                _Layer(
+                    group=group,
+                    index=num_in_group[group],
+                    window=layer.window or 0,
+                    rope=self._tables[layer.rope] if layer.rope is not None else None,
+                    attention_norm=w.attention_norm,
+                    query=linear(w.query),
+                    key=linear(w.key),
+                    value=linear(w.value),
+                    query_norm=w.query_norm,
+                    key_norm=w.key_norm,
+                    output=linear(w.output),
+                    post_attention_norm=w.post_attention_norm,
+                    feed_forward_norm=w.feed_forward_norm,
+                    gate=linear(w.gate) if w.gate is not None else None,
+                    up=linear(w.up),
+                    down=linear(w.down),
+                    post_feed_forward_norm=w.post_feed_forward_norm,
+                )
+            )
+            num_in_group[group] += 1
+        self._logits = linear(weights.logits)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.architecture.vocab_size
+
+    @property
+    def pool(self) -> kernels.ThreadPool:
+        return self._pool
+
+    @property
+    def num_weight_bytes(self) -> int:
+        return self._weights.num_bytes
+
+    def new_state(self) -> TransformerState:
+        return TransformerState(self._layouts)
+
+    def forward(self, requests: Sequence[ForwardRequest]) -> list[Rows | None]:
+        a = self.architecture
+        for request in requests:
+            if not request.ids:
+                raise ValueError("ids: expected at least one")
+        ids = np.concatenate([np.asarray(request.ids, dtype=np.int32) for request in requests])
+        if ids.min() < 0 or ids.max() >= a.vocab_size:
+            raise ValueError(f"ids: expected 0 to {a.vocab_size - 1}, got {ids.min()} to {ids.max()}")
+        step = _Step(requests, self._layouts)
+
+        x = kernels.embed_rows(ids, self._weights.embedding, a.embedding_scale)
+        if self._weights.position_embedding is not None:
+            x += kernels.embed_rows(step.positions.astype(np.int32), self._weights.position_embedding, 1.0)
+        rotations = {table: table.rows(step.positions) for table in self._tables.values()}
+        last = len(self._layers) - 1
+        for i, layer in enumerate(self._layers):
+            x = self._layer(layer, x, step, rotations, only_wanted=i == last)
+            if not len(x):
+                break
+        for request in requests:
+            request.state.length += len(request.ids)
+            for cache in request.state.caches:
+                cache.drop_outside_window(request.state.length)
+        if not len(x):
+            return [None] * len(requests)
+        logits = self._logits(Activations(self._norm(x, a.final_norm, self._weights.final_norm), self._pool))
+        if a.final_soft_cap is not None:
+            kernels.soft_cap(logits, a.final_soft_cap, self._pool)
+        return step.split(logits)
+
+    def _layer(
+        self,
+        layer: _Layer,
+        x: Rows,
+        step: _Step,
+        rotations: dict[RotaryTable, tuple[Rows, Rows]],
+        only_wanted: bool,
+    ) -> Rows:
+        """Return the rows after one layer; after the last one only those whose logits are wanted."""
+        a = self.architecture
+        pool = self._pool
+        h = x if layer.attention_norm is None else self._norm(x, a.attention_norm, layer.attention_norm)
+        hidden = Activations(h, pool)
+        key, value = layer.key(hidden), layer.value(hidden)
+        if layer.key_norm is not None:
+            key = self._norm(key.reshape(-1, layer.key_norm.scale.size), a.query_key_norm, layer.key_norm)
+        key = key.reshape(-1, a.num_kv_heads, a.head_dim)
+        if layer.rope is not None:
+            cos, sin = rotations[layer.rope]
+            kernels.rope(key, cos, sin)
+        kernels.kv_append(key, value.reshape(key.shape), step.batches[layer.group], layer.index)
+
+        batch = step.batches[layer.group]
+        if only_wanted and len(step.wanted_rows) < len(x):
+            if not len(step.wanted_rows):
+                return x[:0]
+            x, h = x[step.wanted_rows], h[step.wanted_rows]
+            hidden = Activations(h, pool)
+            batch = step.wanted_batch(layer.group)
+            if layer.rope is not None:
+                cos, sin = cos[step.wanted_rows], sin[step.wanted_rows]
+        query = layer.query(hidden)
+        if layer.query_norm is not None:
+            query = self._norm(query.reshape(-1, layer.query_norm.scale.size), a.query_key_norm, layer.query_norm)
+        query = query.reshape(-1, a.num_heads, a.head_dim)
+        if layer.rope is not None:
+            kernels.rope(query, cos, sin)
+        attended = kernels.attention(
+            query,
+            batch,
+            layer.index,
+            a.num_kv_heads,
+            a.attention_scale,
+            a.attention_soft_cap or 0.0,
+            layer.window,
+            None if self._alibi is None else self._alibi.columns(step.num_positions),
+            pool,
+        )
+        attended = layer.output(Activations(attended.reshape(-1, a.query_dim), pool))
+        if layer.post_attention_norm is not None:
+            attended = self._norm(attended, a.post_attention_norm, layer.post_attention_norm)
+        if a.parallel_residual:
+            attended += self._feed_forward(layer, hidden)
+            attended += x
+            return attended
+        attended += x
+        x = attended
+        h = x if layer.feed_forward_norm is None else self._norm(x, a.feed_forward_norm, layer.feed_forward_norm)
+        h = self._feed_forward(layer, Activations(h, pool))
+        if layer.post_feed_forward_norm is not None:
+            h = self._norm(h, a.post_feed_forward_norm, layer.post_feed_forward_norm)
+        h += x
+        return h
+
+    def _feed_forward(self, layer: _Layer, x: Activations) -> Rows:
+        if layer.gate is None:
+            h = layer.up(x)
+            kernels.activation(h, self.architecture.activation, self._pool)
+        else:
+            h = layer.gate(x)
+            kernels.gated_activation(h, layer.up(x), self.architecture.activation, self._pool)
+        return layer.down(Activations(h, self._pool))
+
+    def _norm(self, x: Rows, norm: Norm | None, weights: NormWeights) -> Rows:
+        assert norm is not None  # the weights exist because the architecture says so
+        if norm.kind == "rms":
+            return kernels.rms_norm(x, weights.scale, norm.eps, self._pool)
+        return kernels.layer_norm(x, weights.scale, weights.bias, norm.eps, self._pool)
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class _Step:
+    """Lay out the rows of one forward call: which belong to which sequence, position and block."""
+
+    def __init__(self, requests: Sequence[ForwardRequest], layouts: Sequence[CacheLayout]) -> None:
+        self._requests = requests
+        self._layouts = layouts
+        lengths = [len(request.ids) for request in requests]
+        starts = [request.state.length for request in requests]
+        for request, start, length in zip(requests, starts, lengths, strict=True):
+            for cache in request.state.caches:
+                cache.reserve(start, start + length)
+        row_begin = np.zeros(len(requests) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=row_begin[1:])
+        self._row_begin = row_begin
+        self.positions = np.concatenate(
+            [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        )
+        self.num_positions = int(self.positions.max()) + 1
+        self._num_wanted = [
+            {"none": 0, "last": 1, "all": length}[request.wanted]
+            for request, length in zip(requests, lengths, strict=True)
+        ]
+        self.wanted_rows = np.concatenate(
+            [np.arange(end - n, end) for end, n in zip(row_begin[1:].tolist(), self._num_wanted, strict=True)]
+        )
+        self.batches = [
+            self._batch(group, row_begin, np.array(starts, dtype=np.int32)) for group in range(len(layouts))
+        ]
+
+    def wanted_batch(self, group: int) -> CacheBatch:
+        """Return the batch of the rows whose logits are wanted."""
+        row_begin = np.zeros(len(self._num_wanted) + 1, dtype=np.int32)
+        np.cumsum(self._num_wanted, out=row_begin[1:])
+        ends = [request.state.length + len(request.ids) for request in self._requests]
+        first = np.array(ends, dtype=np.int32) - np.array(self._num_wanted, dtype=np.int32)
+        return self._batch(group, row_begin, first)
+
+    def _batch(self, group: int, row_begin: NDArray[np.int32], first: NDArray[np.int32]) -> CacheBatch:
+        tables = [request.state.caches[group].blocks for request in self._requests]
+        block_begin = np.zeros(len(tables) + 1, dtype=np.int32)
+        np.cumsum([len(table) for table in tables], out=block_begin[1:])
+        blocks = [block for table in tables for block in table]
+        return CacheBatch(
+            row_begin=row_begin,
+            first_positions=first,
+            blocks=tuple(None if block is None else block.array for block in blocks),
+            addresses=np.array([0 if block is None else block.address for block in blocks], dtype=np.uint64),
+            block_begin=block_begin,
+            block_size=BLOCK_SIZE,
+            dtype=self._layouts[group].dtype,
+        )
+
+    def split(self, logits: Rows) -> list[Rows | None]:
+        """Give each request its rows of the wanted ones."""
+        results: list[Rows | None] = []
+        begin = 0
+        for n in self._num_wanted:
+            results.append(logits[begin : begin + n] if n else None)
+            begin += n
+        return results

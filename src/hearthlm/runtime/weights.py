@@ -1,0 +1,154 @@
+"""The weights of one model in memory: immutable, shared by every sequence."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearthlm.models.family import TensorSpec
+from hearthlm.models.params import Architecture
+from hearthlm.quantization import WeightMatrix
+
+WeightPlacement = Literal["auto", "mmap", "ram"]
+
+_HUGE_PAGE_BYTES = 1 << 21
+
+
+class TensorSource(Protocol):
+    """Give out the tensors of a file under the names of a TensorSpec; both raise TensorMismatchError by name."""
+
+    def matrix(self, spec: TensorSpec) -> WeightMatrix: ...
+
+    def vector(self, spec: TensorSpec) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class LinearWeights:
+    weight: WeightMatrix
+    bias: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class NormWeights:
+    """Hold the factors of a norm, the offset of its kind already added."""
+
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    attention_norm: NormWeights | None
+    query: LinearWeights
+    key: LinearWeights
+    value: LinearWeights
+    query_norm: NormWeights | None
+    key_norm: NormWeights | None
+    output: LinearWeights
+    post_attention_norm: NormWeights | None
+    feed_forward_norm: NormWeights | None
+    gate: LinearWeights | None
+    up: LinearWeights
+    down: LinearWeights
+    post_feed_forward_norm: NormWeights | None
+
+
+@dataclass(frozen=True)
+class Weights:
+    embedding: WeightMatrix
+    position_embedding: WeightMatrix | None
+    layers: tuple[LayerWeights, ...]
+    final_norm: NormWeights
+    logits: LinearWeights  # the embedding itself where the two are tied
+    num_bytes: int
+
+
+def load_weights(
+    architecture: Architecture,
+    specs: Iterable[TensorSpec],
+    source: TensorSource,
+    *,
+    placement: WeightPlacement = "auto",
+    progress: Callable[[float], None] | None = None,
+) -> Weights:
+    """Read every tensor of `specs` from `source`.
+
+    "mmap" keeps matrices where the source mapped them: no copy, pages are read when touched and shared between
+    processes. "ram" reads them once into memory asked for as huge pages. "auto" maps. `progress` receives the part
+    that is done, 0 to 1.
+    Raises TensorMismatchError naming the tensor that is missing or has another shape.
+    """
+    tensors: dict[str, Any] = {}
+    all_specs = list(specs)
+    num_bytes = 0
+    for done, spec in enumerate(all_specs):
+        if len(spec.shape) == 2:
+            matrix = source.matrix(spec)
+            tensors[spec.role] = _in_huge_pages(matrix) if placement == "ram" else matrix
+            num_bytes += matrix.num_bytes
+        else:
+            tensors[spec.role] = source.vector(spec)
+            num_bytes += tensors[spec.role].nbytes
+        if progress is not None:
+            progress((done + 1) / len(all_specs))
+
+    def linear(role: str) -> LinearWeights:
+        return LinearWeights(tensors[role], tensors.get(f"{role}.bias"))
+
+    def norm(role: str, scale_offset: float) -> NormWeights | None:
+        scale = tensors.get(f"{role}.scale")
+        if scale is None:
+            return None
+        return NormWeights(scale + np.float32(scale_offset), tensors.get(f"{role}.bias"))
+
+    a = architecture
+    offset = a.final_norm.scale_offset
+    query_key_offset = a.query_key_norm.scale_offset if a.query_key_norm else 0.0
+    layers = []
+    for i in range(a.num_layers):
+        p = f"layers.{i}."
+        layers.append(
+            LayerWeights(
+                attention_norm=norm(f"{p}attention_norm", offset),
+                query=linear(f"{p}attention.query"),
+                key=linear(f"{p}attention.key"),
+                value=linear(f"{p}attention.value"),
+                query_norm=norm(f"{p}attention.query_norm", query_key_offset),
+                key_norm=norm(f"{p}attention.key_norm", query_key_offset),
+                output=linear(f"{p}attention.output"),
+                post_attention_norm=norm(f"{p}post_attention_norm", offset),
+                feed_forward_norm=norm(f"{p}feed_forward_norm", offset),
+                gate=linear(f"{p}feed_forward.gate") if a.gated else None,
+                up=linear(f"{p}feed_forward.up"),
+                down=linear(f"{p}feed_forward.down"),
+                post_feed_forward_norm=norm(f"{p}post_feed_forward_norm", offset),
+            )
+        )
+    final_norm = norm("final_norm", offset)
+    assert final_norm is not None  # every architecture has one
+    return Weights(
+        embedding=tensors["embedding"],
+        position_embedding=tensors.get("position_embedding"),
+        layers=tuple(layers),
+        final_norm=final_norm,
+        logits=linear("embedding" if a.tied_embedding else "logits"),
+        num_bytes=num_bytes,
+    )
+
+
+def _in_huge_pages(matrix: WeightMatrix) -> WeightMatrix:
+    """Copy the data of a matrix into anonymous memory that the system may back with huge pages."""
+    if matrix.data.nbytes < _HUGE_PAGE_BYTES:
+        return WeightMatrix(matrix.dtype, matrix.shape, matrix.data.copy(), matrix.scales, matrix.zero_points)
+    memory = mmap.mmap(-1, -(-matrix.data.nbytes // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    data = np.frombuffer(memory, dtype=matrix.data.dtype, count=matrix.data.size).reshape(matrix.data.shape)
+    np.copyto(data, matrix.data)
+    data.flags.writeable = False
+    return WeightMatrix(matrix.dtype, matrix.shape, data, matrix.scales, matrix.zero_points)

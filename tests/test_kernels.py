@@ -1,0 +1,661 @@
+"""Every set of kernels that this CPU runs, against NumPy: at every remainder size, type, offset and option."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hearthlm import kernels
+from hearthlm.kernels import CacheBatch, Kernels, QuantizedRows, ThreadPool, block_address, reference
+from hearthlm.kernels.interface import Activation, Floats
+from hearthlm.quantization import WeightMatrix, WeightType, float32_to_bfloat16, pack_int4
+
+native = pytest.importorskip("hearthlm.kernels.native")
+
+FLOAT_TYPES: tuple[WeightType, ...] = ("float32", "float16", "bfloat16")
+INTEGER_TYPES: tuple[WeightType, ...] = ("int8", "int4")
+ALL_TYPES = FLOAT_TYPES + INTEGER_TYPES
+ACTIVATIONS: tuple[Activation, ...] = ("gelu_tanh", "gelu", "silu", "relu")
+
+
+@pytest.fixture(scope="module", params=native.instruction_sets())
+def k(request: pytest.FixtureRequest) -> Kernels:
+    result: Kernels = native.NativeKernels(request.param)
+    return result
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPool]:
+    with ThreadPool(2) as result:
+        yield result
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def floats(rng: np.random.Generator, *shape: int) -> Floats:
+    """Return random float32 values at an address that no vector register likes."""
+    size = math.prod(shape)
+    return misaligned(rng.standard_normal(size, dtype=np.float32).reshape(shape))
+
+
+def misaligned(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy that starts one element past an aligned address and ends where its memory ends."""
+    memory = np.empty(array.size + 1, array.dtype)
+    memory[1:] = array.ravel()
+    return memory[1:].reshape(array.shape)
+
+
+def matrix(rng: np.random.Generator, dtype: WeightType, n: int, k: int, zero_points: bool = False) -> WeightMatrix:
+    if dtype in FLOAT_TYPES:
+        values = rng.standard_normal((n, k), dtype=np.float32)
+        stored: NDArray[Any] = float32_to_bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
+        return WeightMatrix(dtype, (n, k), misaligned(stored))
+    limit = 128 if dtype == "int8" else 8
+    q = rng.integers(-limit, limit, (n, k)).astype(np.int8)
+    scales = floats(rng, n)
+    zeros = misaligned(rng.integers(-limit, limit, n).astype(np.float32) + np.float32(0.25)) if zero_points else None
+    return WeightMatrix(dtype, (n, k), misaligned(stored_as(dtype, q, rng)), scales, zeros)
+
+
+def stored_as(dtype: WeightType, q: NDArray[np.int8], rng: np.random.Generator) -> NDArray[Any]:
+    """Return q as it lies in a matrix, with anything at all in the unused nibble of an odd row."""
+    if dtype == "int8":
+        return q
+    packed = pack_int4(q)
+    if q.shape[1] % 2:
+        packed[:, -1] = (packed[:, -1] & 15) | (rng.integers(0, 16, len(q)).astype(np.uint8) << np.uint8(4))
+    return packed
+
+
+def quantised(rng: np.random.Generator, m: int, k: int) -> QuantizedRows:
+    values = misaligned(rng.integers(-127, 128, (m, k)).astype(np.int8))
+    return QuantizedRows(values, floats(rng, m), values.sum(axis=1, dtype=np.int32))
+
+
+def assert_same_bits(got: NDArray[Any], expected: NDArray[Any]) -> None:
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8))
+
+
+def assert_close(got: Floats, expected: Floats, tolerance: float = 1e-6) -> None:
+    """Hold the error below `tolerance` of the largest value."""
+    bound = tolerance * max(1.0, float(np.max(np.abs(expected), initial=0)))
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=bound)
+
+
+# ---- Linear ----
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+def test_integer_linear_equals_the_reference_bit_for_bit(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator, dtype: WeightType, zero_points: bool
+) -> None:
+    sizes = [(m, 5, c) for m in (1, 2, 3, 4, 5, 8, 13) for c in range(1, 131)]
+    sizes += [(m, n, c) for m in (1, 17) for n in range(1, 66, 3) for c in (1, 64, 127)]
+    sizes += [(m, 37, 259) for m in range(1, 31)] + [(1, 700, 1152), (29, 70, 2049), (50, 33, 4096)]
+    for m, n, columns in sizes:
+        x, w = quantised(rng, m, columns), matrix(rng, dtype, n, columns, zero_points)
+        bias = floats(rng, n) if (m + n) % 2 else None
+        assert_same_bits(k.linear(x, w, bias, pool), reference.linear(x, w, bias, pool))
+
+
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+@pytest.mark.parametrize("columns", [1152, 65_536, 65_537, 140_001])
+def test_integer_linear_does_not_saturate_or_overflow(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator, dtype: WeightType, columns: int
+) -> None:
+    lowest, highest = (-128, 127) if dtype == "int8" else (-8, 7)
+    rows = np.full((4, columns), lowest, dtype=np.int8)
+    rows[1] = highest
+    rows[2, ::2], rows[3, 1::2] = highest, highest
+    w = WeightMatrix(dtype, rows.shape, stored_as(dtype, rows, rng), np.ones(4, np.float32))
+    for m in (1, 3, 16):
+        values = np.full((m, columns), 127, dtype=np.int8)
+        values[1::3] = -128
+        values[2::3, ::2] = -128
+        x = QuantizedRows(values, np.ones(m, np.float32), values.sum(axis=1, dtype=np.int32))
+        exact = (values.astype(np.int64) @ rows.T.astype(np.int64)).astype(np.float32)
+        assert_same_bits(k.linear(x, w, None, pool), exact)
+
+
+@pytest.mark.parametrize("dtype", ALL_TYPES)
+def test_float_linear_is_close_to_the_reference(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator, dtype: WeightType
+) -> None:
+    sizes = [(m, 5, c) for m in (1, 2, 7) for c in range(1, 67)] + [(1, 300, 1152), (33, 50, 1152), (5, 9, 70_001)]
+    sizes += [(m, n, 40) for m in range(1, 10) for n in range(1, 8)]
+    for m, n, columns in sizes:
+        x = floats(rng, m, columns)
+        w = matrix(rng, dtype, n, columns, zero_points=bool(columns % 2))
+        bias = floats(rng, n) if (m + n) % 2 else None
+        expected = reference.linear(x, w, bias, pool)
+        np.testing.assert_allclose(
+            k.linear(x, w, bias, pool), expected, rtol=1e-5, atol=2e-7 * columns**0.5 * np.max(np.abs(expected))
+        )
+
+
+@pytest.mark.parametrize("dtype", ALL_TYPES)
+@pytest.mark.parametrize("columns", [77, 256])
+def test_a_row_of_float_linear_does_not_depend_on_the_other_rows_or_the_threads(
+    k: Kernels, rng: np.random.Generator, dtype: WeightType, columns: int
+) -> None:
+    x, w = floats(rng, 18, columns), matrix(rng, dtype, 301, columns, zero_points=dtype == "int4")
+    with ThreadPool(1) as one, ThreadPool(3) as three:
+        single = np.concatenate([k.linear(np.ascontiguousarray(row[None]), w, None, one) for row in x])
+        for m in range(1, 19):
+            assert_same_bits(k.linear(np.ascontiguousarray(x[:m]), w, None, one), single[:m])
+            assert_same_bits(k.linear(np.ascontiguousarray(x[:m]), w, None, three), single[:m])
+
+
+def test_quantised_rows_equal_the_reference_bit_for_bit(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
+    for m, columns in [(1, c) for c in range(1, 70)] + [(50, 1153), (3, 70_000)]:
+        x = floats(rng, m, columns) * np.float32(10.0 ** rng.integers(-20, 20))
+        got, expected = k.quantize_rows(x, pool), reference.quantize_rows(x, pool)
+        assert_same_bits(got.values, expected.values)
+        assert_same_bits(got.scales, expected.scales)
+        assert_same_bits(got.sums, expected.sums)
+
+
+def test_rows_of_zeros_and_nearly_zeros_quantise_to_zero(k: Kernels, pool: ThreadPool) -> None:
+    x = np.array([[0, 0, 0], [1e-40, -1e-40, 0], [1, -1, 0.5]], dtype=np.float32)
+    for rows in (k.quantize_rows(x, pool), reference.quantize_rows(x, pool)):
+        assert rows.values.tolist() == [[0, 0, 0], [0, 0, 0], [127, -127, 64]]
+        assert rows.scales.tolist() == [0, 0, pytest.approx(1 / 127)]
+        assert rows.sums.tolist() == [0, 0, 64]
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize("dtype", ALL_TYPES)
+def test_embedded_rows_equal_the_reference_bit_for_bit(
+    k: Kernels, rng: np.random.Generator, dtype: WeightType, zero_points: bool
+) -> None:
+    for columns in range(1, 70):
+        w = matrix(rng, dtype, 11, columns, zero_points and dtype in INTEGER_TYPES)
+        ids = np.array([10, 0, 3, 3], dtype=np.int32)
+        assert_same_bits(k.embed_rows(ids, w, 33.94), reference.embed_rows(ids, w, 33.94))
+
+
+def test_every_float16_value_widens_exactly(k: Kernels) -> None:
+    halves = np.arange(65_536, dtype=np.uint16).view(np.float16).reshape(1, -1)
+    got = k.embed_rows(np.zeros(1, np.int32), WeightMatrix("float16", (1, 65_536), halves), 1.0)
+    finite = ~np.isnan(halves)
+    assert_same_bits(got[finite], halves.astype(np.float32)[finite])
+    assert np.all(np.isnan(got[~finite]))
+
+
+def test_a_read_only_weight_is_read(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
+    w = matrix(rng, "int4", 7, 40)
+    w.data.flags.writeable = False
+    x = quantised(rng, 2, 40)
+    assert_same_bits(k.linear(x, w, None, pool), reference.linear(x, w, None, pool))
+
+
+# ---- Element by element ----
+
+
+def test_norms_are_close_to_the_reference_and_rows_are_independent(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    for m, d in [(m, d) for m in (1, 3) for d in range(1, 140)] + [(70, 1152)]:
+        x, weight, bias = floats(rng, m, d), floats(rng, d), floats(rng, d)
+        rms = k.rms_norm(x, weight, 1e-6, pool)
+        assert_close(rms, reference.rms_norm(x, weight, 1e-6, pool), 3e-6)
+        for b in (None, bias):
+            layer = k.layer_norm(x, weight, b, 1e-5, pool)
+            assert_close(layer, reference.layer_norm(x, weight, b, 1e-5, pool), 1e-5)
+        assert_same_bits(k.rms_norm(np.ascontiguousarray(x[-1:]), weight, 1e-6, pool), rms[-1:])
+        assert_same_bits(k.layer_norm(np.ascontiguousarray(x[-1:]), weight, bias, 1e-5, pool), layer[-1:])
+
+
+def test_rope_equals_the_reference_bit_for_bit(k: Kernels, rng: np.random.Generator) -> None:
+    for r in range(1, 70):
+        x, cos, sin = floats(rng, 3, 2, 2 * r + r % 4), floats(rng, 3, r), floats(rng, 3, r)
+        expected = x.copy()
+        reference.rope(expected, cos, sin)
+        k.rope(x, cos, sin)
+        assert_same_bits(x, expected)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations_are_close_to_the_exact_functions(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator, kind: Activation
+) -> None:
+    wide = np.concatenate([np.linspace(-30, 30, 40_003), [0, 1e-6, -1e-6, 1e-30, 100, -100]]).astype(np.float32)
+    for x in [wide, *(floats(rng, size) for size in range(1, 40))]:
+        exact = activated(x.astype(np.float64), kind)
+        y = x.copy()
+        k.activation(y, kind, pool)
+        np.testing.assert_allclose(y, exact, rtol=1e-6, atol=2e-7)
+        gate, up = x.reshape(1, -1).copy(), floats(rng, 1, x.size)
+        k.gated_activation(gate, up, kind, pool)
+        assert_same_bits(gate, (y * up[0])[None])
+        reference.activation(x, kind, pool)
+        np.testing.assert_allclose(x, exact, rtol=1e-5, atol=2e-6)
+
+
+def activated(x: NDArray[np.float64], kind: Activation) -> NDArray[np.float64]:
+    y: NDArray[np.float64]
+    if kind == "gelu_tanh":
+        y = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    elif kind == "gelu":
+        y = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    else:
+        y = x / (1 + np.exp(-x)) if kind == "silu" else np.maximum(x, 0)
+    return y
+
+
+def test_soft_cap_is_exact_to_a_few_units_in_the_last_place(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    for x in [np.linspace(-500, 500, 70_001).astype(np.float32), *(floats(rng, size) for size in range(1, 40))]:
+        exact = 30 * np.tanh(x.astype(np.float64) / 30)
+        k.soft_cap(x, 30.0, pool)
+        np.testing.assert_allclose(x, exact, rtol=5e-7)
+
+
+def test_not_a_number_stays_one_and_infinity_saturates(k: Kernels, pool: ThreadPool) -> None:
+    x = np.array([np.nan, np.inf, -np.inf], dtype=np.float32)
+    k.soft_cap(x, 30.0, pool)
+    np.testing.assert_array_equal(x, np.array([np.nan, 30, -30], dtype=np.float32))
+    y = np.array([np.nan, np.inf], dtype=np.float32)
+    k.activation(y, "silu", pool)
+    np.testing.assert_array_equal(y, np.array([np.nan, np.inf], dtype=np.float32))
+
+
+# ---- Attention ----
+
+HEAD_DIM = 40
+
+
+class Sequences:
+    """Hold the caches of several sequences and make batches of any rows of them."""
+
+    def __init__(
+        self, lengths: list[int], kv_heads: int, head_dim: int = HEAD_DIM, block_size: int = 5, dtype: str = "float32"
+    ) -> None:
+        self.block_size, self.dtype = block_size, np.dtype(dtype)
+        self.blocks: list[list[NDArray[Any] | None]] = [
+            [np.full((2, 2, kv_heads, block_size, head_dim), np.nan, self.dtype) for _ in range(-(-n // block_size))]
+            for n in lengths
+        ]
+
+    def every_block(self) -> list[NDArray[Any]]:
+        return [block for table in self.blocks for block in table if block is not None]
+
+    def batch(self, rows: list[tuple[int, int, int]]) -> CacheBatch:
+        """Return positions [first, end) of each (sequence, first, end)."""
+        tables = [self.blocks[i] for i, _, _ in rows]
+        blocks = tuple(block for table in tables for block in table)
+        return CacheBatch(
+            row_begin=np.cumsum([0] + [end - first for _, first, end in rows], dtype=np.int32),
+            first_positions=np.array([first for _, first, _ in rows], dtype=np.int32),
+            blocks=blocks,
+            addresses=np.array([block_address(block) for block in blocks], dtype=np.uint64),
+            block_begin=np.cumsum([0] + [len(table) for table in tables], dtype=np.int32),
+            block_size=self.block_size,
+            dtype=self.dtype,
+        )
+
+
+@pytest.mark.parametrize("cache_dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (9, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("soft_cap", "window", "bias"), [(0.0, 0, False), (2.0, 0, True), (0.0, 7, True), (5.0, 1, False)]
+)
+def test_attention_is_close_to_the_reference(
+    k: Kernels,
+    pool: ThreadPool,
+    rng: np.random.Generator,
+    cache_dtype: str,
+    heads: int,
+    kv_heads: int,
+    soft_cap: float,
+    window: int,
+    bias: bool,
+) -> None:
+    lengths = [23, 1, 40]
+    sequences = Sequences(lengths, kv_heads, dtype=cache_dtype)
+    batch = sequences.batch([(0, 0, 23), (1, 0, 1), (2, 0, 40)])
+    q, keys, values = (floats(rng, 64, h, HEAD_DIM) for h in (heads, kv_heads, kv_heads))
+    k.kv_append(keys, values, batch, 1)
+    key_bias = floats(rng, heads, 41) if bias else None
+    arguments = (batch, 1, kv_heads, 0.3, soft_cap, window, key_bias, pool)
+    assert_close(k.attention(q, *arguments), reference.attention(q, *arguments), 2e-6)
+
+
+def test_attention_takes_every_head_size_and_block_size(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
+    for head_dim in [*range(1, 70), 80, 96, 128, 256]:
+        sequences = Sequences(
+            [9], 1, head_dim, block_size=1 + head_dim % 16, dtype=["float32", "float16"][head_dim % 2]
+        )
+        batch = sequences.batch([(0, 0, 9)])
+        q, keys, values = (floats(rng, 9, h, head_dim) for h in (3, 1, 1))
+        k.kv_append(keys, values, batch, 0)
+        arguments = (batch, 0, 1, head_dim**-0.5, 0.0, 0, None, pool)
+        assert_close(k.attention(q, *arguments), reference.attention(q, *arguments), 2e-6)
+
+
+def test_appended_keys_and_values_equal_the_reference_bit_for_bit(k: Kernels, rng: np.random.Generator) -> None:
+    for dtype in ("float32", "float16"):
+        for head_dim in range(1, 40):
+            got, expected = (Sequences([7, 3], 2, head_dim, dtype=dtype) for _ in range(2))
+            keys, values = (floats(rng, 6, 2, head_dim) * np.float32(10.0 ** rng.integers(-9, 6)) for _ in range(2))
+            rows = [(1, 0, 2), (0, 3, 7)]
+            k.kv_append(keys, values, got.batch(rows), 1)
+            reference.kv_append(keys, values, expected.batch(rows), 1)
+            for a, b in zip(got.every_block(), expected.every_block(), strict=True):
+                assert_same_bits(a, b)
+
+
+def test_float16_cache_rounds_half_to_even_at_every_exponent(k: Kernels, rng: np.random.Generator) -> None:
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    ties = (halves[:-1] + halves[1:]) / 2
+    x = np.concatenate([halves, ties, np.nextafter(ties, np.float32(0)), np.nextafter(ties, np.float32(1e9))])
+    x = np.concatenate([x, -x, np.array([65519, 65520, 1e9, np.inf, -np.inf], np.float32)]).reshape(1, 1, -1)
+    sequences = Sequences([1], 1, x.shape[2], 1, "float16")
+    k.kv_append(x, x, sequences.batch([(0, 0, 1)]), 0)
+    block = sequences.blocks[0][0]
+    assert block is not None
+    with np.errstate(over="ignore"):
+        assert_same_bits(block[0, 1, 0, 0], x[0, 0].astype(np.float16))
+
+
+@pytest.mark.parametrize("cache_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("window", [0, 6])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(5, 1), (4, 2), (3, 3)])
+def test_attention_does_not_depend_on_chunks_batch_threads_or_block_size(
+    k: Kernels, rng: np.random.Generator, cache_dtype: str, window: int, heads: int, kv_heads: int
+) -> None:
+    q, keys, values = (floats(rng, 50, h, HEAD_DIM) for h in (heads, kv_heads, kv_heads))
+
+    def run(chunks: list[int], threads: int, block_size: int, with_other: bool) -> Floats:
+        sequences = Sequences([50, 50], kv_heads, block_size=block_size, dtype=cache_dtype)
+        outputs = []
+        with ThreadPool(threads) as pool:
+            for first, end in zip([0, *chunks], [*chunks, 50], strict=True):
+                pieces = [a[first:end] for a in (q, keys, values)]
+                rows = [(0, first, end)]
+                if with_other:
+                    rows.insert(0, (1, first, end))
+                    pieces = [np.concatenate([floats(rng, *a.shape), a]) for a in pieces]
+                pieces = [np.ascontiguousarray(a) for a in pieces]
+                batch = sequences.batch(rows)
+                k.kv_append(pieces[1], pieces[2], batch, 0)
+                y = k.attention(pieces[0], batch, 0, kv_heads, 0.2, 3.0, window, None, pool)
+                outputs.append(y[-(end - first) :])
+        return np.concatenate(outputs)
+
+    expected = run([], 1, 50, False)
+    for chunks in ([], [1], [7, 8, 33], list(range(1, 50))):
+        for threads, block_size, with_other in ((1, 8, False), (2, 5, True), (3, 16, False)):
+            assert_same_bits(run(chunks, threads, block_size, with_other), expected)
+
+
+def test_a_dropped_block_is_not_touched_and_refused_when_in_sight(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    sequences = Sequences([20], 1)
+    q = floats(rng, 20, 2, HEAD_DIM)
+    keys = floats(rng, 20, 1, HEAD_DIM)
+    k.kv_append(keys, keys, sequences.batch([(0, 0, 20)]), 0)
+    whole = k.attention(q, sequences.batch([(0, 0, 20)]), 0, 1, 1.0, 0.0, 4, None, pool)
+    sequences.blocks[0][:2] = [None, None]
+    batch = sequences.batch([(0, 13, 20)])  # sees from 10 on
+    got = k.attention(np.ascontiguousarray(q[13:]), batch, 0, 1, 1.0, 0.0, 4, None, pool)
+    assert_same_bits(got, whole[13:])
+    for kernel in (k, reference):
+        with pytest.raises(ValueError, match="dropped"):
+            kernel.attention(
+                np.ascontiguousarray(q[12:]), sequences.batch([(0, 12, 20)]), 0, 1, 1.0, 0.0, 4, None, pool
+            )
+        with pytest.raises(ValueError, match="dropped"):
+            kernel.kv_append(keys, keys, sequences.batch([(0, 0, 20)]), 0)
+
+
+def test_keys_after_the_query_are_not_read(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
+    sequences = Sequences([10], 1)  # not a number wherever nothing was appended
+    keys = floats(rng, 6, 1, HEAD_DIM)
+    batch = sequences.batch([(0, 0, 6)])
+    k.kv_append(keys, keys, batch, 0)
+    y = k.attention(floats(rng, 6, 3, HEAD_DIM), batch, 0, 1, 1.0, 0.0, 0, None, pool)
+    assert np.all(np.isfinite(y))
+
+
+def test_a_cache_batch_that_contradicts_itself_is_refused() -> None:
+    good = Sequences([7], 1).batch([(0, 0, 7)])
+    fields = {name: getattr(good, name) for name in good.__dataclass_fields__}
+    for change, message in (
+        ({"dtype": np.dtype(np.float64)}, "dtype"),
+        ({"block_size": 0}, "block_size"),
+        ({"row_begin": np.array([0, 11], np.int32)}, "sequence 0 ends at position 11"),
+        ({"row_begin": np.array([0, 7], np.int64)}, "row_begin"),
+        ({"block_begin": np.array([0, 1], np.int32)}, "block_begin"),
+        ({"first_positions": np.array([-1], np.int32)}, "first_positions"),
+        ({"addresses": np.array([0, 1], np.uint64)}, "addresses"),
+        ({"blocks": (good.blocks[0], np.zeros((1, 2), np.float32))}, "block: expected float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CacheBatch(**{**fields, **change})
+
+
+# ---- Sampling ----
+
+
+def test_top_k_is_descending_with_the_lowest_id_first_among_equals(k: Kernels, rng: np.random.Generator) -> None:
+    for size in [*range(1, 70), 1000, 5003]:
+        for logits in (floats(rng, size), rng.integers(0, 4, size).astype(np.float32), np.zeros(size, np.float32)):
+            for count in {1, 2, min(size, 40), size, size + 3}:
+                ids, values = k.top_k(logits, count)
+                expected_ids, expected_values = reference.top_k(logits, count)
+                assert ids.tolist() == expected_ids.tolist()
+                assert_same_bits(values, expected_values)
+
+
+def test_top_k_takes_not_a_number_for_the_lowest(k: Kernels) -> None:
+    logits = np.array([np.nan, 1, np.nan, -np.inf, 3] + [0] * 80, dtype=np.float32)
+    logits[50] = np.nan
+    assert k.top_k(logits, 3)[0].tolist() == [4, 1, 5]
+    assert k.top_k(np.full(100, np.nan, np.float32), 2)[0].tolist() == [0, 1]
+
+
+def test_log_softmax_is_close_to_the_reference(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
+    for m, v in [(1, v) for v in range(1, 70)] + [(5, 4095), (3, 4097), (2, 262_144)]:
+        logits, ids = floats(rng, m, v) * np.float32(10), rng.integers(0, v, m).astype(np.int32)
+        np.testing.assert_allclose(
+            k.log_softmax_at(logits, ids, pool), reference.log_softmax_at(logits, ids, pool), rtol=2e-6, atol=2e-6
+        )
+
+
+# ---- Memory ----
+
+
+class GuardedMemory:
+    """Give out arrays that end where a page begins that nobody may touch."""
+
+    def __init__(self) -> None:
+        self.size = 1 << 20
+        self.memory = mmap.mmap(-1, self.size + mmap.PAGESIZE)
+        self.bytes = np.frombuffer(self.memory, np.uint8)
+        libc = ctypes.CDLL(None, use_errno=True)
+        guard = ctypes.c_void_p(self.bytes.ctypes.data + self.size)
+        assert libc.mprotect(guard, mmap.PAGESIZE, 0) == 0, ctypes.get_errno()
+
+    def copy(self, array: NDArray[Any]) -> NDArray[Any]:
+        placed = self.bytes[self.size - array.nbytes : self.size].view(array.dtype).reshape(array.shape)
+        placed[...] = array
+        return placed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+def test_nothing_is_read_past_the_end_of_weights_or_activations(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    weights, activations, out = GuardedMemory(), GuardedMemory(), GuardedMemory()
+    for columns in [*range(1, 135), 1152]:
+        for m in (1, 2, 13):
+            for dtype in ALL_TYPES:
+                w = matrix(rng, dtype, 3, columns)
+                guarded = WeightMatrix(w.dtype, w.shape, weights.copy(w.data), w.scales)
+                x = activations.copy(floats(rng, m, columns))
+                assert_same_bits(k.linear(x, guarded, None, pool), k.linear(x, w, None, pool))
+                k.embed_rows(np.array([2], np.int32), guarded, 1.0)
+                if dtype in INTEGER_TYPES:
+                    rows = quantised(rng, m, columns)
+                    expected = k.linear(rows, w, None, pool)
+                    rows.values = activations.copy(rows.values)
+                    assert_same_bits(k.linear(rows, guarded, None, pool), expected)
+        x = activations.copy(floats(rng, 1, columns))
+        k.quantize_rows(x, pool)
+        k.rms_norm(x, weights.copy(x[0]), 1e-6, pool)
+        k.layer_norm(x, weights.copy(x[0]), out.copy(x[0]), 1e-6, pool)
+        k.gated_activation(out.copy(x), x, "silu", pool)
+        k.soft_cap(out.copy(x), 2.0, pool)
+        k.rope(out.copy(floats(rng, 1, 1, 2 * columns)), x, weights.copy(x))
+        k.top_k(x[0], 3)
+        k.log_softmax_at(x, np.zeros(1, np.int32), pool)
+        for dtype in ("float32", "float16"):
+            sequences = Sequences([3], 1, columns, 3, dtype)
+            block = sequences.blocks[0][0]
+            assert block is not None
+            sequences.blocks[0][0] = weights.copy(block[:1])
+            batch = sequences.batch([(0, 0, 3)])
+            keys = activations.copy(floats(rng, 3, 1, columns))
+            k.kv_append(keys, keys, batch, 0)
+            k.attention(keys, batch, 0, 1, 1.0, 0.0, 0, out.copy(floats(rng, 1, 3)), pool)
+
+
+# ---- Arguments, threads and the choice ----
+
+
+def test_both_refuse_what_does_not_fit(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
+    x, w = floats(rng, 2, 8), matrix(rng, "int8", 3, 8)
+    for kernel in (k, reference):
+        wrongs: list[Any] = [x[:, ::2], x.astype(np.float64), x[0], np.ascontiguousarray(x[:, :7])]
+        for wrong in wrongs:
+            with pytest.raises(ValueError, match="x: expected"):
+                kernel.linear(wrong, w, None, pool)
+        with pytest.raises(ValueError, match="bias: expected"):
+            kernel.linear(x, w, floats(rng, 4), pool)
+        with pytest.raises(ValueError, match="int8 or int4"):
+            kernel.linear(kernel.quantize_rows(x, pool), matrix(rng, "float32", 3, 8), None, pool)
+        with pytest.raises(ValueError, match="ids: expected 0 to 2, got -1 to 3"):
+            kernel.embed_rows(np.array([-1, 3], np.int32), w, 1.0)
+        with pytest.raises(ValueError, match="ids"):
+            kernel.log_softmax_at(x, np.array([0, 8], np.int32), pool)
+        with pytest.raises(ValueError, match="kind"):
+            kernel.activation(x, "swish", pool)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="cos"):
+            kernel.rope(floats(rng, 2, 1, 8), floats(rng, 2, 5), floats(rng, 2, 5))
+        with pytest.raises(ValueError, match="k: expected"):
+            kernel.top_k(floats(rng, 3), 0)
+        with pytest.raises(ValueError, match="cap"):
+            kernel.soft_cap(x, 0.0, pool)
+        batch = Sequences([2], 2).batch([(0, 0, 2)])
+        q = floats(rng, 2, 4, HEAD_DIM)
+        for kv_heads, layer, match in ((3, 0, "num_kv_heads"), (1, 0, "layer 0"), (2, 2, "layer 2"), (2, -1, "layer")):
+            with pytest.raises(ValueError, match=match):
+                kernel.attention(q, batch, layer, kv_heads, 1.0, 0.0, 0, None, pool)
+        with pytest.raises(ValueError, match="key_bias"):
+            kernel.attention(q, batch, 0, 2, 1.0, 0.0, 0, floats(rng, 4, 1), pool)
+
+
+def test_nothing_is_computed_from_no_rows(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
+    for kernel in (k, reference):
+        x = np.empty((0, 8), np.float32)
+        for dtype in ALL_TYPES:
+            assert kernel.linear(x, matrix(rng, dtype, 3, 8), None, pool).shape == (0, 3)
+        rows = kernel.quantize_rows(x, pool)
+        assert kernel.linear(rows, matrix(rng, "int4", 3, 8), None, pool).shape == (0, 3)
+        assert kernel.rms_norm(x, np.ones(8, np.float32), 1e-6, pool).shape == (0, 8)
+        assert kernel.embed_rows(np.empty(0, np.int32), matrix(rng, "int8", 3, 8), 1.0).shape == (0, 8)
+        nothing = Sequences([], 1).batch([])
+        q = np.empty((0, 4, HEAD_DIM), np.float32)
+        kernel.kv_append(q, q, nothing, 0)
+        assert kernel.attention(q, nothing, 0, 4, 1.0, 0.0, 0, None, pool).shape == (0, 4, HEAD_DIM)
+
+
+def test_a_matrix_without_columns_gives_the_bias(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
+    bias = floats(rng, 3)
+    for kernel in (k, reference):
+        for m in (1, 9):
+            x = np.empty((m, 0), np.float32)
+            for dtype in ALL_TYPES:
+                w = matrix(rng, dtype, 3, 0)
+                assert_same_bits(kernel.linear(x, w, bias, pool), np.tile(bias, (m, 1)))
+                if dtype in INTEGER_TYPES:
+                    y = kernel.linear(kernel.quantize_rows(x, pool), w, bias, pool)
+                    assert_same_bits(y, np.tile(bias, (m, 1)))
+
+
+def test_a_closed_pool_and_a_pool_used_by_several_threads_give_the_same_result(
+    k: Kernels, rng: np.random.Generator
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    x, w = quantised(rng, 3, 512), matrix(rng, "int4", 2000, 512)
+    expected = reference.linear(x, w, None, ThreadPool(1))
+    pool = ThreadPool(3)
+    with ThreadPoolExecutor(4) as executor:
+        for result in executor.map(lambda _: k.linear(x, w, None, pool), range(200)):
+            assert_same_bits(result, expected)
+    pool.close()
+    pool.close()
+    assert_same_bits(k.linear(x, w, None, pool), expected)
+    with pytest.raises(ValueError, match="num_threads"):
+        ThreadPool(0)
+
+
+def test_the_reference_does_not_depend_on_the_other_rows(pool: ThreadPool, rng: np.random.Generator) -> None:
+    x, w = floats(rng, 9, 300), matrix(rng, "float32", 70, 300)
+    whole = reference.linear(x, w, None, pool)
+    for m in range(1, 10):
+        assert_same_bits(reference.linear(np.ascontiguousarray(x[:m]), w, None, pool), whole[:m])
+
+
+PRINT_CHOICE = "import hearthlm.kernels as k; print(k.instruction_set)"
+
+
+@pytest.mark.parametrize("name", [*native.instruction_sets(), "reference"])
+def test_the_environment_chooses_the_kernels(name: str) -> None:
+    assert choose(name) == (0, name)
+
+
+def test_an_unknown_choice_names_what_there_is() -> None:
+    code, text = choose("mmx")
+    assert code == 1
+    assert "HEARTHLM_KERNELS" in text and "portable, reference; got 'mmx'" in text
+
+
+def test_unset_chooses_the_best_native_kernels() -> None:
+    assert choose("") == (0, native.instruction_sets()[0])
+    assert kernels.instruction_set in (*native.instruction_sets(), "reference")
+
+
+def test_without_the_extension_the_reference_is_chosen_with_a_warning() -> None:
+    code = "import sys; sys.modules['hearthlm.kernels._native'] = None; " + PRINT_CHOICE
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(""))
+    assert done.stdout.strip() == "reference"
+    assert "no native kernels" in done.stderr
+
+
+def choose(name: str) -> tuple[int, str]:
+    done = subprocess.run([sys.executable, "-c", PRINT_CHOICE], capture_output=True, text=True, env=environment(name))
+    return done.returncode, (done.stdout or done.stderr).strip()
+
+
+def environment(name: str) -> dict[str, str]:
+    return {**os.environ, "HEARTHLM_KERNELS": name, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
