@@ -1,7 +1,4 @@
-"""Measure the demo model on held-out text: `python evaluate.py MODEL [COUNT [SHOWN]]`.
-
-MODEL is a Hugging Face folder, computed by torch, or a `.bin`, computed by hearthlm.
-"""
+"""Measure the demo model on held-out text: `python evaluate.py MODEL.bin [COUNT [SHOWN]]`."""
 
 from __future__ import annotations
 
@@ -13,17 +10,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import sentencepiece
+import stories
 import text_generator
-import torch
-from network import Network, causal_mask, load_hugging_face
 from text_generator import Turn
 from train_tokenizer import TURN_END, TURN_START
 
 Generate = Callable[[Sequence[str]], list[str]]
 LogProbs = Callable[[str], Sequence[float]]
 SEED = 20_000
-MAX_NEW_TOKENS = 220
+# What prompts for stories say beside what the story is to be about.
+_PROMPT_WORDS = set(re.findall(r"\w+", " ".join([*stories.PROMPTS, *stories.HELD_PROMPTS, "the and who"]).lower()))
 
 
 def format_prompt(prompt: str) -> str:
@@ -48,7 +44,8 @@ def is_right(turn: Turn, answer: str) -> bool:
     if turn.task == "decline":
         return declines
     if turn.task == "story":
-        recurs = len(re.findall(rf"\b{re.escape(turn.keys[0])}\b", answer)) >= 3
+        about = set(re.findall(r"\w{3,}", turn.prompt.lower())) - _PROMPT_WORDS
+        recurs = sum(word in about for word in re.findall(r"\w+", answer.lower())) >= 3
         sentences = [part for part in re.split(r"(?<=[.!?])\"? ", answer) if part]
         ends_well = answer.endswith((".", "!", "?", '"'))
         return recurs and ends_well and len(sentences) >= 5 and all(key in answer for key in turn.keys)
@@ -85,50 +82,14 @@ def perplexity(log_probs: LogProbs, turns: dict[str, list[Turn]]) -> float:
     return math.exp(-total / count)
 
 
-def torch_functions(network: Network, tokenizer_model: Path) -> tuple[Generate, LogProbs]:
-    """Wrap the torch network: greedy generation in batches, and log-probabilities."""
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
-    stop = {pieces.eos_id(), pieces.piece_to_id(TURN_END)}
-
-    def generate(prompts: Sequence[str]) -> list[str]:
-        answers = []
-        for start in range(0, len(prompts), 25):
-            rows = [[pieces.bos_id(), *pieces.encode(format_prompt(prompt))] for prompt in prompts[start : start + 25]]
-            lengths, open_rows = [len(row) for row in rows], set(range(len(rows)))
-            while open_rows and max(map(len, rows)) < network.config.max_positions:
-                picked = sorted(open_rows)
-                length = max(len(rows[index]) for index in picked)
-                ids = torch.tensor([rows[index] + [0] * (length - len(rows[index])) for index in picked])
-                with torch.inference_mode():
-                    hidden = network.model(ids, causal_mask(length))
-                    last = torch.stack([hidden[at, len(rows[index]) - 1] for at, index in enumerate(picked)])
-                    best = (last @ network.model.embed_tokens.weight.T).argmax(-1).tolist()
-                for index, token in zip(picked, best, strict=True):
-                    if token in stop or len(rows[index]) - lengths[index] >= MAX_NEW_TOKENS:
-                        open_rows.discard(index)
-                    else:
-                        rows[index].append(token)
-            answers += [pieces.decode(row[length:]) for row, length in zip(rows, lengths, strict=True)]
-        return answers
-
-    def log_probs(text: str) -> list[float]:
-        ids = torch.tensor([[pieces.bos_id(), *pieces.encode(text)]])
-        with torch.inference_mode():
-            logits = network(ids, causal_mask(ids.shape[1]))[0, :-1]
-        chosen: list[float] = torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None])[:, 0].tolist()
-        return chosen
-
-    return generate, log_probs
-
-
 def engine_functions(model_path: Path) -> tuple[Generate, LogProbs]:
-    """Wrap hearthlm itself, which applies the template in the model file."""
+    """Wrap the engine, which applies the template in the model file."""
     from hearthlm import LlmInference, LlmInferenceOptions
 
     llm = LlmInference.create_from_options(LlmInferenceOptions(model_path=str(model_path), max_tokens=1024, top_k=1))
 
     def generate(prompts: Sequence[str]) -> list[str]:
-        return [llm.generate_response(prompt) for prompt in prompts]
+        return [result.texts[0] for result in llm.generate_batch(prompts)]
 
     def log_probs(text: str) -> list[float]:
         return [float(value) for value in llm.token_logprobs([2, *llm.tokenizer.encode(text)])]
@@ -141,16 +102,13 @@ def main() -> None:
     model_path = Path(sys.argv[1])
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 100
     show = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    torch.set_num_threads(2)
-    if model_path.is_dir():
-        generate, log_probs = torch_functions(load_hugging_face(model_path), model_path / "tokenizer.model")
-    else:
-        generate, log_probs = engine_functions(model_path)
+    generate, log_probs = engine_functions(model_path)
     held_out = draw_turns(count)
     for part, turns in (("held-out", held_out), ("training part, fresh", draw_turns(count, held_out=False))):
         report = evaluate(generate, turns, show=show if part == "held-out" else 0)
         print(part, json.dumps({name: round(value, 3) for name, value in report.items()}), flush=True)
-    print("held-out perplexity of the answers", round(perplexity(log_probs, held_out), 3))
+    by_task = {task: round(perplexity(log_probs, {task: drawn}), 3) for task, drawn in held_out.items()}
+    print("held-out perplexity of the answers", round(perplexity(log_probs, held_out), 3), json.dumps(by_task))
 
 
 if __name__ == "__main__":

@@ -776,6 +776,12 @@ def slot_value(rng: random.Random, held_out: bool, kind: str) -> str:
     return rng.choice(listed[kind])
 
 
+def _prompted_word(character: Character) -> str:
+    """Return the word for a character that its prompt holds: the name, or else the noun."""
+    words_for = [called.split()[-1] for called in reversed(character.called)]
+    return next((word for word in words_for if word in character.prompted.split()), words_for[-1])
+
+
 def write_story(rng: random.Random, held_out: bool) -> tuple[str, str, list[str]]:
     """Write a story: the prompt, the story, and the words that a story on this subject cannot do without."""
     if rng.random() < 0.1:
@@ -787,7 +793,7 @@ def write_story(rng: random.Random, held_out: bool) -> tuple[str, str, list[str]
     slots.setdefault("k", rng.choice(words.OBJECTS))
     slots["g2"] = slot_value(rng, held_out, "spot")
     subject = hero.prompted
-    keys = [hero.called[-1].split()[-1]]
+    keys = [_prompted_word(hero)]
     chance = rng.random()
     if arc.hint and (chance < 0.45 or (arc.name in OBJECT_ARCS and chance < 0.6)):
         hint = arc.hint
@@ -801,7 +807,7 @@ def write_story(rng: random.Random, held_out: bool) -> tuple[str, str, list[str]
         subject += " " + hint.format(**slots)
     elif chance < 0.65:
         subject += " and " + helper.prompted
-        keys.append(helper.called[-1].split()[-1])
+        keys.append(_prompted_word(helper))
     elif chance < 0.72 and not subject.startswith("the "):
         subject += " " + rng.choice(HOMES)
     prompt = _with_article(rng.choice(HELD_PROMPTS if held_out else PROMPTS).format(x=subject))

@@ -119,6 +119,8 @@ _JOINS = [
     "{N} {b1}, and {s} {b2}.",
     "{N} not only {b1}, but {s} also {b2}.",
     "{N} {b1}. Also, {s} {b2}.",
+    "{N} also {b1} and {b2}.",
+    "{X}, who also {b1}, {b2}.",
 ]
 _HELD_JOINS = ["{N} {b1} and also {b2}.", "{X}, who {b1}, also {b2}."]
 _CONTRASTS = [
@@ -126,6 +128,9 @@ _CONTRASTS = [
     "While {X} {b1}, {Y} {b2}.",
     "{X} {b1}. {Y}, however, {b2}.",
     "{X} {b1}; {Y} {b2}.",
+    "Whereas {X} {b1}, {Y} {b2}.",
+    "{Y} {b2}, and as for {X}, {X} {b1}.",
+    "As we know, {X} {b1} and {Y} {b2}.",
 ]
 _HELD_CONTRASTS = ["{X} {b1}, and {Y} {b2}.", "{X} {b1}, whereas {Y} {b2}."]
 _FILLERS = [
@@ -558,7 +563,7 @@ def write_passage(rng: random.Random, held_out: bool, *, for_summary: bool = Fal
     events = [relation for relation in EVENT_RELATIONS if relation.kind == kind]
     with_event = bool(events) and rng.random() < (0.75 if for_summary else 0.4)
     used: set[str] = set()
-    count = 1 if for_summary else rng.choices((1, 2, 3), (0.4, 0.42, 0.18) if not with_event else (0.6, 0.35, 0.05))[0]
+    count = 1 if for_summary else rng.choices((1, 2, 3), (0.45, 0.42, 0.13) if not with_event else (0.6, 0.35, 0.05))[0]
     subjects: list[Subject] = []
     while len(subjects) < count:
         subject = _new_subject(rng, held_out, kind)
@@ -638,10 +643,17 @@ def write_passage(rng: random.Random, held_out: bool, *, for_summary: bool = Fal
     return Passage(text, subjects)
 
 
+# A question about anything, in the words that say that the passage is silent about it.
+_INDIRECT = ["Do you know {u}?", "Please tell me {u}.", "I want to know {u}.", "Tell me {u}.", "Say {u}, please."]
+_HELD_INDIRECT = ["Can you say {u}?", "Please say {u}."]
+
+
 def _ask_text(
     rng: random.Random, held_out: bool, ask: Ask, subject: Subject, slots: dict[str, str], *, pronoun: bool = False
 ) -> str:
     template = rng.choice(ask.held_questions if held_out and ask.held_questions else ask.questions)
+    if rng.random() < 0.12:
+        template = rng.choice(_HELD_INDIRECT if held_out else _INDIRECT).format(u=ask.unsaid)
     if pronoun:
         he, _, his = subject.pronouns
         template = template.replace("{n}'s", his)
@@ -853,9 +865,9 @@ def write_story_turns(rng: random.Random, held_out: bool) -> list[Turn]:
 def write_conversation(rng: random.Random, *, held_out: bool = False) -> list[Turn]:
     """Write one conversation of the mixture that the model is trained on."""
     chance = rng.random()
-    if chance < 0.56:
+    if chance < 0.7:
         return write_question_turns(rng, held_out)
-    if chance < 0.76:
+    if chance < 0.84:
         return write_summary_turns(rng, held_out)
     if chance < 0.96:
         return write_story_turns(rng, held_out)

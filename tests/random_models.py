@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from hearthlm.models import read_config
+from hearthlm.runtime.model import view_of
 
 _GEMMA = {
     "vocab_size": 320,
@@ -122,6 +123,18 @@ CONFIGS |= {
         },
     },
     "llama_tied": _LLAMA | {"model_type": "llama", "tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+    "llama_nine_heads": _LLAMA  # as SmolLM
+    | {
+        "model_type": "llama",
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "hidden_size": 144,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "is_llama_config": True,
+        "rope_interleaved": False,
+    },
     "mistral_window": _LLAMA | {"model_type": "mistral", "sliding_window": 24, "rms_norm_eps": 1e-5, "head_dim": 16},
     "qwen2_bias": _LLAMA | {"model_type": "qwen2", "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
     "qwen2_window": _LLAMA
@@ -135,11 +148,57 @@ CONFIGS |= {
 }
 
 
+_FALCON = {
+    "model_type": "falcon",
+    "vocab_size": 320,
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 512,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "alibi": True,
+    "bias": True,
+    "multi_query": False,
+    "parallel_attn": False,
+    "new_decoder_architecture": False,
+}
+CONFIGS |= {
+    "falcon_alibi": _FALCON,
+    "falcon_32_heads": _FALCON
+    | {"num_attention_heads": 32, "hidden_size": 256, "num_hidden_layers": 2, "tie_word_embeddings": False},
+    "falcon_multi_query": _FALCON
+    | {
+        "alibi": False,
+        "bias": False,
+        "multi_query": True,
+        "parallel_attn": True,
+        "ffn_hidden_size": 200,
+        "num_hidden_layers": 3,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": 320,
+        "n_embd": 96,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 512,
+        "n_inner": 136,
+        "activation_function": "gelu_new",
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    },
+    "phi3_window": _LLAMA | {"model_type": "phi3", "sliding_window": 24, "head_dim": 24, "pad_token_id": 0},
+    "phi3_partial": _LLAMA
+    | {"model_type": "phi3", "partial_rotary_factor": 0.75, "tie_word_embeddings": True, "pad_token_id": 0},
+}
+
+
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Draw a checkpoint's tensors so that logits spread by about 3 and depend on the whole text."""
     generator = np.random.default_rng(seed)
     family, architecture = read_config(config)
-    tensors = {}
+    tensors: dict[str, NDArray[np.float32]] = {}
     for spec in family.tensors(architecture):
         if len(spec.shape) == 1:
             values = generator.uniform(-0.3, 0.3, spec.shape)
@@ -148,12 +207,14 @@ def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, NDArray[n
             elif spec.role.endswith("scale") and architecture.final_norm.scale_offset == 0:
                 values += 1.0
         else:
-            std = 3.0 if spec.group == "embedding" else 1.6
+            std = 3.0 if spec.role.endswith("embedding") or spec.group == "embedding" else 1.6
             if architecture.post_attention_norm is None and spec.role.endswith(("output", "down")):
                 std = 10.0  # else the residual stream is little more than the last token's own embedding
             std /= spec.shape[1] ** 0.5
             values = generator.normal(0.0, std, spec.shape)
-        tensors[spec.checkpoint_name] = values.astype(np.float32)
+        stored = tensors.setdefault(spec.checkpoint_name, np.zeros(spec.checkpoint_rows.shape, np.float32))
+        view = view_of(stored, spec)
+        view[...] = values.reshape(view.shape)
     return tensors
 
 

@@ -1,10 +1,11 @@
 """Runs transformers (eager, float32) on the random models and stores what it answers, for tests without torch.
 
-python tests/reference_results.py      rewrites tests/golden/references.npz
+python tests/reference_results.py [NAME ...]      rewrites tests/golden/references.npz, or what it says of these models
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from random_models import CONFIGS, random_ids, random_tensors
 
+from hearthlm.models import read_config
 from hearthlm.quantization import dequantize, quantize
+from hearthlm.runtime.model import rows_of, view_of
 
 STORED = Path(__file__).parent / "golden" / "references.npz"
 NUM_IDS = 200
@@ -22,13 +25,18 @@ NUM_GREEDY_IDS = 40
 
 
 def transformers_model(config: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> Any:
-    """Return transformers' own model with these weights, eager attention, float32."""
+    """Return transformers' own model with these weights, float32, eager attention.
+
+    With ALiBi sdpa instead: eager adds the bias twice, to the scores and, folded into the mask, once more
+    (transformers 5), and no Falcon was trained so.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {name: value for name, value in config.items() if name != "architectures"}
     torch_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = AutoModelForCausalLM.from_config(torch_config, attn_implementation="eager", dtype=torch.float32)
+    attention = "sdpa" if config.get("alibi") else "eager"
+    model = AutoModelForCausalLM.from_config(torch_config, attn_implementation=attention, dtype=torch.float32)
     state = {name: torch.from_numpy(values.copy()) for name, values in tensors.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected, unexpected
@@ -67,10 +75,14 @@ def greedy_ids(model: Any, prompt: list[int], count: int) -> tuple[list[int], fl
 
 def quantized(config: dict[str, Any], bits: int) -> dict[str, NDArray[np.float32]]:
     """Return the tensors of a random model with its matrices quantised to `bits` and widened again."""
-    return {
-        name: dequantize(quantize(values, bits)) if values.ndim == 2 else values
-        for name, values in random_tensors(config).items()
-    }
+    tensors = random_tensors(config)
+    family, architecture = read_config(config)
+    for spec in family.tensors(architecture):
+        if len(spec.shape) == 2:
+            stored = tensors[spec.checkpoint_name]
+            view = view_of(stored, spec)
+            view[...] = dequantize(quantize(rows_of(stored, spec), bits)).reshape(view.shape)
+    return tensors
 
 
 def compute(names: Iterable[str] = CONFIGS) -> dict[str, NDArray[Any]]:
@@ -94,5 +106,7 @@ def compute(names: Iterable[str] = CONFIGS) -> dict[str, NDArray[Any]]:
 
 
 if __name__ == "__main__":
-    STORED.parent.mkdir(exist_ok=True)
-    np.savez_compressed(STORED, **compute())  # type: ignore[arg-type]
+    wanted = sys.argv[1:] or list(CONFIGS)
+    kept = dict(np.load(STORED)) if STORED.exists() else {}
+    kept = {key: values for key, values in kept.items() if key.split("/")[0] in CONFIGS}
+    np.savez_compressed(STORED, **kept | compute(wanted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -117,3 +118,130 @@ def test_every_command_has_help_with_an_explanation(command: list[str]) -> None:
 
 def test_version_is_that_of_the_package() -> None:
     assert hearthlm.__version__ in run("--version").stdout.decode()
+
+
+def test_several_answers_are_told_apart() -> None:
+    result = run("run", GEMMA, "abc", "--num-responses", "3", "--max-tokens", "30", "--temperature", "1.5")
+    options = hearthlm.LlmInferenceOptions(GEMMA, max_tokens=30, num_responses=3, temperature=1.5)
+    with hearthlm.LlmInference.create_from_options(options) as llm:
+        assert result.stdout.decode() == "\n---\n".join(llm.generate_responses("abc")) + "\n"
+
+
+def test_chat_answers_line_by_line_and_is_quiet_when_piped() -> None:
+    result = run("chat", GEMMA, "--max-output-tokens", "8", stdin=b"abc\n\nba\n")
+    assert result.returncode == 0
+    assert result.stderr == b""
+    call = hearthlm.LlmInferenceSessionOptions(max_output_tokens=8)
+    with hearthlm.LlmInference.create_from_options(hearthlm.LlmInferenceOptions(GEMMA, max_tokens=8192)) as llm:
+        with hearthlm.LlmInferenceSession(llm, call) as session:
+            wanted = []
+            for line in ("abc", "ba"):
+                session.add_message("user", line)
+                wanted.append(session.generate_response())
+    assert result.stdout.decode() == "".join(answer + "\n" for answer in wanted)
+
+
+def test_chat_saves_loads_resets_and_tells_what_it_does_not_know(tmp_path: Path) -> None:
+    file = tmp_path / "talk.session"
+    shared = ("chat", GEMMA, "--max-output-tokens", "6")
+    first = run(*shared, stdin=f"abc\n/save {file}\nba\n".encode())
+    assert first.stderr == b""
+    again = run(*shared, "--session", file, stdin=b"ba\n")
+    assert again.stdout == first.stdout.splitlines(keepends=True)[1]
+    both = run(*shared, stdin=f"ba\n/load {file}\nba\n/reset\nba\n/exit\nabc\n".encode())
+    lines = both.stdout.splitlines(keepends=True)
+    assert lines[1] == again.stdout
+    assert len(lines) == 3
+    assert lines[0] == lines[2]
+    wrong = run(*shared, stdin=b"/frobnicate\n/save\n/load nothing\nabc\n")
+    assert wrong.returncode == 0
+    assert wrong.stdout == first.stdout.splitlines(keepends=True)[0]
+    says = wrong.stderr.decode().splitlines()
+    assert len(says) == 3
+    assert "expected /reset" in says[0]
+    assert "nothing: No such file" in says[2]
+    assert run(*shared, "--session", tmp_path / "none", stdin=b"").returncode == ExitCode.NO_INPUT
+
+
+def test_chat_goes_on_after_a_turn_that_does_not_fit() -> None:
+    text = ("abc" * 40 + "\nba\n").encode()
+    result = run("chat", GEMMA, "--max-tokens", "60", "--max-output-tokens", "4", stdin=text)
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) == 1
+    assert "max_tokens is 60" in result.stderr.decode()
+
+
+def test_on_a_terminal_ctrl_c_ends_the_answer_and_not_the_program() -> None:
+    import pty
+
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ |= {"HEARTHLM_KERNELS": "reference", "TERM": "dumb"}  # slow enough to be interrupted
+        os.execv(sys.executable, [sys.executable, "-m", "hearthlm", "chat", "--temperature", "0"])
+    seen = b""
+
+    def read_until(wanted: bytes, count: int = 1) -> None:
+        nonlocal seen
+        while seen.count(wanted) < count:
+            assert select.select([terminal], [], [], 60)[0], seen
+            seen += os.read(terminal, 4096)
+
+    read_until(b"> ")
+    os.write(terminal, b"Tell me a story about a fox.\n")
+    read_until(b" fox", 2)
+    os.write(terminal, b"\x03")
+    read_until(b"> ", 2)
+    answer = seen.split(b"fox.", 1)[1]
+    time.sleep(0.5)  # the line editor listens only some moments after its prompt is there
+    os.write(terminal, b"\x03")  # drops what was typed
+    read_until(b"> ", 3)
+    os.write(terminal, b"/exit\n")
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert len(answer) < 600
+    assert b"Traceback" not in seen
+
+
+def test_score_prints_each_token_and_the_perplexity(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("abcab")
+    lines = run("score", GEMMA, "--text", "abcab").stdout.decode().splitlines()
+    document = json.loads(run("score", GEMMA, "--file", tmp_path / "text", "--json").stdout)
+    assert set(document) == {"ids", "logprobs", "perplexity"}
+    assert len(document["ids"]) == len(document["logprobs"]) + 1 == len(lines)
+    assert [float(line.split()[0]) for line in lines[:-1]] == [round(value, 4) for value in document["logprobs"]]
+    assert lines[-1].startswith(f"perplexity {document['perplexity']:.4f}")
+    ids = ",".join(map(str, document["ids"]))
+    assert json.loads(run("score", GEMMA, "--ids", ids, "--json").stdout) == document
+    assert json.loads(run("score", GEMMA, "--file", "-", "--json", stdin=b"abcab").stdout) == document
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("score", GEMMA), ExitCode.USAGE, "exactly one"),
+        (("score", GEMMA, "--ids", "1,x"), ExitCode.USAGE, "whole numbers"),
+        (("score", GEMMA, "--ids", "1,99999999"), ExitCode.USAGE, "99999999"),
+        (("score", GEMMA, "--text", ""), ExitCode.USAGE, "at least two tokens"),
+        (("score", "nothing", "--text", "abc"), ExitCode.NO_INPUT, "nothing"),
+        (("chat", "nothing"), ExitCode.NO_INPUT, "nothing"),
+        (("completion", "tcsh"), ExitCode.USAGE, "tcsh"),
+    ],
+)
+def test_other_commands_fail_in_a_line_too(arguments: tuple[str | Path, ...], code: ExitCode, says: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == code
+    assert says in result.stderr.decode()
+    assert "Traceback" not in result.stderr.decode()
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    script = run("completion", "bash").stdout.decode()
+    command = f"source /dev/stdin <<'EOF'\n{script}\nEOF\n"
+    command += "COMP_WORDS=(hearthlm chat --sys); COMP_CWORD=2; _hearthlm_completion hearthlm; echo ${COMPREPLY[@]}"
+    folder = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.split() == ["--system"]
+    for shell in ("zsh", "fish"):
+        assert "hearthlm" in run("completion", shell).stdout.decode()

@@ -60,7 +60,7 @@ def test_int8_activations_cost_at_most_5e_3_nats_per_token(llm: LlmInference) ->
     with LlmInference.create_from_options(exact) as reference:
         for prompt in prompts:
             answer = llm.generate(prompt, GREEDY)
-            ids = [*llm._prompt_ids(prompt, None), *answer.token_ids[0]]
+            ids = [*llm._ids_of(prompt, GREEDY), *answer.token_ids[0]]
             p, q = log_probabilities(reference, ids), log_probabilities(llm, ids)
             divergences.append((np.exp(p) * (p - q)).sum(axis=1))
     assert float(np.concatenate(divergences).mean()) <= 5e-3

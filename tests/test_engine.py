@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from hearthlm.runtime.sampler import Sampler
 from hearthlm.runtime.session import Session
 
 VOCAB = 50
-GREEDY = {"top_k": 1}
+GREEDY = Sampler(top_k=1)
 
 
 class CountingState:
@@ -38,6 +39,12 @@ class CountingState:
     def fork(self) -> CountingState:
         return CountingState(self.ids)
 
+    def save(self) -> dict[str, NDArray[Any]]:
+        return {"ids": np.array(self.ids)}
+
+    def memory(self) -> dict[int, int]:
+        return {}
+
     def close(self) -> None:
         self.ids.clear()
 
@@ -55,8 +62,13 @@ class CountingExecutor:
     def vocab_size(self) -> int:
         return VOCAB
 
+    fingerprint = "counting"
+
     def new_state(self) -> CountingState:
         return CountingState()
+
+    def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]]) -> CountingState:
+        return CountingState(arrays["ids"].tolist())
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[NDArray[np.float32] | None]:
         time.sleep(self.delay_s)
@@ -71,7 +83,7 @@ class CountingExecutor:
                 row = np.zeros(VOCAB, np.float32)
                 row[(sum(request.state.ids) + 1) % VOCAB] = 5.0
                 rows.append(row)
-            wanted = {"none": 0, "last": 1, "all": len(rows)}[request.wanted]
+            wanted = {"none": 0, "last": 1, "all": len(rows), "hidden": len(rows)}[request.wanted]
             results.append(np.stack(rows[-wanted:]) if wanted else None)
         return results
 
@@ -88,7 +100,7 @@ def expected(ids: Sequence[int], count: int) -> list[int]:
 
 def answer(engine: Engine, ids: Sequence[int], count: int, stop_ids: Sequence[int] = ()) -> list[int]:
     session = Session(engine, ids=ids)
-    return list(session.generate(sampler=Sampler(**GREEDY), stop_ids=stop_ids, max_output_tokens=count))
+    return list(session.generate(sampler=GREEDY, stop_ids=stop_ids, max_output_tokens=count))
 
 
 def wait_until_idle() -> None:
@@ -108,7 +120,7 @@ def test_a_long_prompt_is_read_in_chunks_and_answered_greedily() -> None:
 def test_a_stop_id_ends_the_answer_and_is_not_part_of_it() -> None:
     full = expected([3, 4], 6)
     session = Session(Engine(CountingExecutor(), max_tokens=100), ids=[3, 4])
-    got = list(session.generate(sampler=Sampler(**GREEDY), stop_ids=[full[4]]))
+    got = list(session.generate(sampler=GREEDY, stop_ids=[full[4]]))
     assert got == full[: full.index(full[4])]
     assert session.last_generation is not None
     assert session.last_generation.reason == "stop"
@@ -116,7 +128,7 @@ def test_a_stop_id_ends_the_answer_and_is_not_part_of_it() -> None:
 
 def test_prompt_and_answer_together_have_max_tokens() -> None:
     session = Session(Engine(CountingExecutor(), max_tokens=10), ids=[1] * 7)
-    assert len(list(session.generate(sampler=Sampler(**GREEDY)))) == 3
+    assert len(list(session.generate(sampler=GREEDY))) == 3
     assert session.last_generation is not None
     assert session.last_generation.reason == "length"
 
@@ -133,9 +145,9 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers_before_any_wo
 def test_a_session_goes_on_where_it_was_and_feeds_nothing_twice() -> None:
     executor = CountingExecutor()
     session = Session(Engine(executor, max_tokens=100), ids=[5, 6])
-    first = list(session.generate(sampler=Sampler(**GREEDY), max_output_tokens=3))
+    first = list(session.generate(sampler=GREEDY, max_output_tokens=3))
     session.append([7, 8])
-    second = list(session.generate(sampler=Sampler(**GREEDY), max_output_tokens=2))
+    second = list(session.generate(sampler=GREEDY, max_output_tokens=2))
     assert second == expected([5, 6, *first, 7, 8], 2)
     assert sum(rows for step in executor.steps for rows in step) == 2 + 2 + 3 + 1  # the last id of each answer waits
 
@@ -144,38 +156,38 @@ def test_generating_again_without_a_new_id_continues() -> None:
     session = Session(Engine(CountingExecutor(), max_tokens=100), ids=[5])
     full = expected([5], 6)
     stop = full[3]
-    assert list(session.generate(sampler=Sampler(**GREEDY), stop_ids=[stop])) == full[:3]
-    assert list(session.generate(sampler=Sampler(**GREEDY), max_output_tokens=3)) == full[3:]
+    assert list(session.generate(sampler=GREEDY, stop_ids=[stop])) == full[:3]
+    assert list(session.generate(sampler=GREEDY, max_output_tokens=3)) == full[3:]
 
 
 def test_a_fork_continues_on_its_own() -> None:
     session = Session(Engine(CountingExecutor(), max_tokens=100), ids=[5])
-    head = list(session.generate(sampler=Sampler(**GREEDY), max_output_tokens=2))
+    head = list(session.generate(sampler=GREEDY, max_output_tokens=2))
     other = session.fork()
     other.append([9])
-    assert list(other.generate(sampler=Sampler(**GREEDY), max_output_tokens=2)) == expected([5, *head, 9], 2)
-    assert list(session.generate(sampler=Sampler(**GREEDY), max_output_tokens=2)) == expected([5, *head], 2)
+    assert list(other.generate(sampler=GREEDY, max_output_tokens=2)) == expected([5, *head, 9], 2)
+    assert list(session.generate(sampler=GREEDY, max_output_tokens=2)) == expected([5, *head], 2)
 
 
 def test_a_reader_who_leaves_cancels_and_the_session_goes_on_from_what_was_read() -> None:
     executor = CountingExecutor(delay_s=0.001)
     session = Session(Engine(executor, max_tokens=100_000), ids=[5])
-    tokens = session.generate(sampler=Sampler(**GREEDY))
+    tokens = session.generate(sampler=GREEDY)
     read = [next(tokens) for _ in range(3)]
     time.sleep(0.02)  # the scheduler runs ahead
     tokens.close()
     assert session.last_generation is not None
     assert session.last_generation.reason == "cancelled"
     assert session.ids == [5, *read]
-    assert list(session.generate(sampler=Sampler(**GREEDY), max_output_tokens=4)) == expected([5, *read], 4)
+    assert list(session.generate(sampler=GREEDY, max_output_tokens=4)) == expected([5, *read], 4)
     wait_until_idle()
 
 
 def test_a_second_call_while_one_runs_is_refused() -> None:
     session = Session(Engine(CountingExecutor(), max_tokens=1000), ids=[5])
-    tokens = session.generate(sampler=Sampler(**GREEDY))
+    tokens = session.generate(sampler=GREEDY)
     next(tokens)
-    for call in (lambda: session.append([1]), session.fork, lambda: next(session.generate(sampler=Sampler(**GREEDY)))):
+    for call in (lambda: session.append([1]), session.fork, lambda: next(session.generate(sampler=GREEDY))):
         with pytest.raises(SessionBusyError):
             call()
     tokens.close()
@@ -203,7 +215,7 @@ def test_decoding_goes_on_while_another_prompt_is_read() -> None:
     executor = CountingExecutor(delay_s=0.002)
     engine = Engine(executor, max_tokens=10_000)
     session = Session(engine, ids=[1])
-    tokens = session.generate(sampler=Sampler(**GREEDY))
+    tokens = session.generate(sampler=GREEDY)
     next(tokens)
     answer(engine, [2] * (PREFILL_CHUNK * 5), 1)
     tokens.close()
@@ -245,7 +257,7 @@ def test_scores_are_the_log_probabilities_of_each_id_given_those_before() -> Non
 def test_closing_cancels_what_runs_and_refuses_what_comes() -> None:
     engine = Engine(CountingExecutor(delay_s=0.001), max_tokens=1_000_000)
     session = Session(engine, ids=[1])
-    tokens = session.generate(sampler=Sampler(**GREEDY))
+    tokens = session.generate(sampler=GREEDY)
     next(tokens)
     engine.close()
     for _ in tokens:
@@ -264,3 +276,72 @@ def test_an_idle_engine_has_no_thread() -> None:
         answer(engine, [1, 2], 3)
     wait_until_idle()
     assert engine is not None
+
+
+def test_several_answers_read_the_prompt_once_and_each_is_what_it_would_be_alone() -> None:
+    executor = CountingExecutor()
+    session = Session(Engine(executor, max_tokens=1000), ids=[i % VOCAB for i in range(PREFILL_CHUNK + 9)])
+    prompt = list(session.ids)
+    samplers = [Sampler(top_k=1, logit_bias={7: 3.0 * i}) for i in range(3)]
+    streams = session.prepare(samplers, max_output_tokens=4)
+    session.submit(streams)
+    for i, stream in enumerate(streams):
+        got = []
+        while (token := stream.take()) is not None:
+            got.append(token)
+        stream.close()
+        assert got == ([7] * 4 if i == 2 else expected(prompt, 4))
+    assert [sum(step) for step in executor.steps[:2]] == [PREFILL_CHUNK, 8]
+    assert executor.steps[2:] == [[1, 1, 1]] * 4
+    assert session.ids == prompt + expected(prompt, 4)
+    assert list(session.generate(sampler=GREEDY, max_output_tokens=2)) == expected(session.ids[:-2], 2)
+
+
+def test_a_long_prompt_is_cancelled_within_one_chunk() -> None:
+    executor = CountingExecutor(delay_s=0.005)
+    session = Session(Engine(executor, max_tokens=100_000), ids=[1] * (PREFILL_CHUNK * 100))
+    for number_of_answers in (1, 3):
+        streams = session.prepare([GREEDY] * number_of_answers)
+        session.submit(streams)
+        time.sleep(0.02)
+        before = len(executor.steps)
+        session.cancel()
+        for stream in streams:
+            assert stream.take() is None
+            stream.close()
+            assert stream.generation.finished is not None
+            assert stream.generation.finished.reason == "cancelled"
+        assert len(executor.steps) <= before + 1
+        assert not session.is_busy
+    session.ids = [1, 2]
+    session._state.truncate(0)
+    assert list(session.generate(sampler=GREEDY, max_output_tokens=3)) == expected([1, 2], 3)
+
+
+def test_a_closed_session_ends_what_is_under_way_and_its_reader_is_not_left_waiting() -> None:
+    session = Session(Engine(CountingExecutor(delay_s=0.001), max_tokens=1_000_000), ids=[1])
+    read: list[int] = []
+    reader = threading.Thread(target=lambda: read.extend(session.generate(sampler=GREEDY)))
+    reader.start()
+    while not read and not session.is_busy:
+        time.sleep(0.001)
+    time.sleep(0.01)
+    session.close()
+    reader.join(5)
+    assert not reader.is_alive()
+    with pytest.raises(SessionBusyError):
+        session.append([1])
+
+
+def test_logprobs_are_those_of_the_models_own_distribution() -> None:
+    session = Session(Engine(CountingExecutor(), max_tokens=100), ids=[1])
+    (stream,) = session.prepare([Sampler(top_k=1, logit_bias={9: 50.0})], max_output_tokens=2, num_logprobs=3)
+    session.submit([stream])
+    assert stream.take() == 9
+    high, low = np.log(np.exp(5) / (np.exp(5) + VOCAB - 1)), np.log(1 / (np.exp(5) + VOCAB - 1))
+    (entry, *_) = stream.logprobs
+    assert entry.token_id == 9
+    assert abs(entry.logprob - low) < 1e-5
+    assert entry.top[0][0] == 2
+    assert np.allclose([value for _, value in entry.top], [high, low, low], atol=1e-5)
+    stream.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from hearthlm.errors import SessionFileError
 from hearthlm.runtime.kv_cache import BLOCK_SIZE, REWIND_SLACK, BlockCache, CacheLayout
 
 
@@ -58,6 +61,15 @@ def test_the_last_owner_of_a_block_writes_in_place() -> None:
     assert second.blocks[0] is block
 
 
+def test_blocks_can_be_given_back_while_the_same_thread_counts_owners() -> None:
+    group = layout()
+    cache = BlockCache(group)
+    cache.reserve(0, 10)
+    with group.ownership:  # as when the garbage collector finds a forgotten state just then
+        cache.truncate(0)
+    assert cache.blocks == []
+
+
 def test_truncating_inside_a_shared_block_leaves_the_other_owner_alone() -> None:
     first = BlockCache(layout())
     fill(first, 0, 20, 1.0)
@@ -99,3 +111,61 @@ def test_a_deeper_rewind_is_known_to_be_impossible() -> None:
     assert cache.blocks == []
     cache.reserve(0, 100)  # usable again from the start
     assert all(block is not None for block in cache.blocks)
+
+
+@pytest.mark.parametrize("window", [None, 1, 24, 100])
+@pytest.mark.parametrize(("length", "rewind"), [(0, 0), (1, 0), (64, 0), (65, 3), (3000, 0), (3000, 200), (300, 300)])
+def test_what_is_saved_is_what_is_kept_and_comes_back(window: int | None, length: int, rewind: int) -> None:
+    group = layout(window)
+    cache = BlockCache(group)
+    for position in range(length):
+        fill(cache, position, position + 1, float(position))
+    cache.drop_outside_window(length)
+    length -= rewind
+    assert cache.can_truncate(length) or length == 0
+    cache.truncate(length)
+    saved = cache.save(length)
+    kept = sum(block is not None for block in cache.blocks) * BLOCK_SIZE - -length % BLOCK_SIZE
+    assert saved.shape == (2, 2, 1, kept, 4)
+    assert np.array_equal(saved[0, 0, 0, :, 0], np.arange(length - kept, length))
+    group.check_saved(length, saved)
+    loaded = BlockCache.load(group, length, saved)
+    assert [block is None for block in loaded.blocks] == [block is None for block in cache.blocks]
+    assert np.array_equal(loaded.save(length), saved)
+    for shorter in range(0, length, 7):
+        assert loaded.can_truncate(shorter) == cache.can_truncate(shorter)
+
+
+@pytest.mark.parametrize("num_kept", [23, 24, 63, 64, 65, 100, 199, 200])
+def test_a_window_may_be_saved_from_any_position_on(num_kept: int) -> None:
+    group = layout(24)
+    saved = np.zeros((2, 2, 1, num_kept, 4), np.float32)
+    saved[:] = np.arange(200 - num_kept, 200)[:, None]
+    group.check_saved(200, saved)
+    cache = BlockCache.load(group, 200, saved)
+    assert np.array_equal(cache.save(200), saved)
+    first_visible = 200 - num_kept
+    assert cache.can_truncate(first_visible + 23)
+    assert first_visible == 0 or not cache.can_truncate(first_visible + 22)
+    assert read(cache, 199) == 199.0
+    cache.reserve(200, 1000)
+    cache.drop_outside_window(1000)
+    assert cache.save(1000).shape[3] <= 24 + REWIND_SLACK + BLOCK_SIZE
+
+
+@pytest.mark.parametrize(
+    ("window", "length", "saved", "message"),
+    [
+        (None, 5, np.zeros((2, 2, 1, 5, 4), np.float16), r"expected float32 \[2, 2, 1, 5, 4\].*got float16"),
+        (None, 5, np.zeros((2, 2, 1, 4, 4), np.float32), r"'full': expected float32 \[2, 2, 1, 5, 4\] for 5 tokens"),
+        (None, 5, np.zeros((2, 2, 1, 6, 4), np.float32), r"got float32 \[2, 2, 1, 6, 4\]"),
+        (None, 5, np.zeros((2, 2, 2, 5, 4), np.float32), r"got float32 \[2, 2, 2, 5, 4\]"),
+        (None, 5, np.zeros((2, 1, 5, 4), np.float32), r"got float32 \[2, 1, 5, 4\]"),
+        (None, 0, np.zeros((), np.float32), r"expected float32 \[2, 2, 1, 0, 4\] for 0 tokens, got float32 \[\]"),
+        (4, 5, np.zeros((2, 2, 1, 2, 4), np.float32), r"'window_4': expected float32 \[2, 2, 1, 3 to 5, 4\]"),
+        (4, 5, np.zeros((2, 2, 1, 6, 4), np.float32), r"'window_4': expected float32 \[2, 2, 1, 3 to 5, 4\]"),
+    ],
+)
+def test_a_saved_array_that_does_not_fit_is_refused(window: int | None, length: int, saved: Any, message: str) -> None:
+    with pytest.raises(SessionFileError, match=message):
+        layout(window).check_saved(length, saved)

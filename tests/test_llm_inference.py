@@ -19,7 +19,6 @@ from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptio
 GOLDEN = Path(__file__).parent / "golden" / "outputs"
 GEMMA = GOLDEN / "0.10.14" / "gemma_2b_cpu_int8.bin"
 MODEL_FILES = sorted(path for path in GOLDEN.glob("*/*.bin") if not path.stem.endswith(("_lora_lora", "_renamed_lora")))
-MODEL_FILES = [path for path in MODEL_FILES if not path.name.startswith("falcon")]
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +74,12 @@ def test_every_golden_model_file_answers_text(path: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])
-def test_both_layouts_of_one_conversion_give_the_same_scores(bits: str) -> None:
+@pytest.mark.parametrize("model", ["gemma_2b", "falcon_rw_1b"])
+def test_both_layouts_of_one_conversion_give_the_same_scores(model: str, bits: str) -> None:
     ids = [2, *range(4, 60)]
     scores = []
     for backend in ("cpu", "gpu"):
-        with LlmInference.create_from_model_path(GOLDEN / "0.10.14" / f"gemma_2b_{backend}_{bits}.bin") as llm:
+        with LlmInference.create_from_model_path(GOLDEN / "0.10.14" / f"{model}_{backend}_{bits}.bin") as llm:
             scores.append(llm.token_logprobs(ids))
     assert np.abs(scores[0] - scores[1]).max() < 1e-5
 
@@ -192,6 +192,8 @@ def test_a_closed_model_says_so() -> None:
         {"activation_data_type": "int3"},
         {"kv_cache_dtype": "int2"},
         {"preferred_backend": "npu"},
+        {"num_responses": 0},
+        {"prefix_cache_mb": -1},
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name(wrong: dict[str, Any]) -> None:
@@ -200,8 +202,26 @@ def test_an_option_out_of_range_is_refused_by_name(wrong: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    "unbuilt", [{"lora_path": "x"}, {"num_responses": 2}, {"supported_lora_ranks": (4,)}, {"preferred_backend": "gpu"}]
+    "wrong",
+    [
+        {"min_p": 1.0},
+        {"presence_penalty": 3},
+        {"frequency_penalty": -2.5},
+        {"repetition_penalty": 0},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {3: float("nan")}},
+        {"logprobs": -1},
+        {"max_output_tokens": 0},
+        {"stop": ("",)},
+        {"stop": "abc"},
+    ],
 )
+def test_a_session_option_out_of_range_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LlmInferenceSessionOptions(**wrong)
+
+
+@pytest.mark.parametrize("unbuilt", [{"lora_path": "x"}, {"supported_lora_ranks": (4,)}, {"preferred_backend": "gpu"}])
 def test_an_option_that_is_not_built_yet_names_itself(unbuilt: dict[str, Any]) -> None:
     with pytest.raises(NotImplementedError, match=next(iter(unbuilt))):
         LlmInferenceOptions(GEMMA, **unbuilt)
@@ -277,3 +297,110 @@ def test_the_text_part_of_a_model_of_text_and_images_answers_and_says_what_is_le
     with LlmInference.create_from_model_path(write_checkpoint(tmp_path / "m", config, tensors)) as llm:
         assert np.abs(llm.token_logprobs(ids) - np.load(STORED)["gemma3_mqa/logprobs"]).max() < 1e-3
     assert "vision" in caplog.text
+
+
+def test_several_responses_are_one_per_seed_and_index_and_the_prompt_is_read_once() -> None:
+    options = LlmInferenceOptions(GEMMA, max_tokens=60, num_responses=4, temperature=1.5, random_seed=5)
+    with LlmInference.create_from_options(options) as llm:
+        texts = llm.generate_responses("abcab")
+        assert len(texts) == 4
+        assert len(set(texts)) > 1
+        assert texts[0] == llm.generate_response("abcab")
+        assert llm.generate_responses("abcab") == texts
+        result = llm.generate("abcab")
+        assert list(result.texts) == texts
+        assert len(result.finish_reasons) == 4
+        assert result.num_output_tokens == sum(map(len, result.token_ids))
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone() -> None:
+    options = LlmInferenceOptions(GEMMA, max_tokens=80, temperature=1.5)
+    prompts: list[Any] = ["abc" * (i % 7 + 1) for i in range(40)] + [[2, 10, 11, 12]]
+    with LlmInference.create_from_options(options) as llm:
+        wanted = [llm.generate(prompt).token_ids for prompt in prompts]
+        results = llm.generate_batch(prompts)
+        assert [result.token_ids for result in results] == wanted
+        assert llm.generate_batch([]) == []
+        with pytest.raises(hearthlm.ContextLengthError):
+            llm.generate_batch(["ab", "abc" * 100])
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_is_not_computed_again_and_answers_alike() -> None:
+    prompt = "abcabcab" * 20
+    options = LlmInferenceOptions(GEMMA, max_tokens=400, temperature=1.5)
+    call = LlmInferenceSessionOptions(temperature=1.5, max_output_tokens=20)
+    with LlmInference.create_from_options(dataclasses.replace(options, prefix_cache_mb=0)) as llm:
+        wanted = [llm.generate(prompt + tail, call) for tail in ("", "cc", "a" * 30)]
+        assert [result.num_cached_tokens for result in wanted] == [0, 0, 0]
+    with LlmInference.create_from_options(options) as llm:
+        got = [llm.generate(prompt + tail, call) for tail in ("", "cc", "a" * 30)]
+        assert [result.token_ids for result in got] == [result.token_ids for result in wanted]
+        n = llm.size_in_tokens(prompt)
+        assert got[0].num_cached_tokens == 0
+        assert min(got[1].num_cached_tokens, got[2].num_cached_tokens) >= n - 3
+
+
+def test_logprobs_are_those_that_scoring_gives() -> None:
+    call = LlmInferenceSessionOptions(temperature=1.5, max_output_tokens=10, logprobs=3)
+    options = LlmInferenceOptions(GEMMA, activation_data_type="float32")
+    with LlmInference.create_from_options(options) as llm:
+        result = llm.generate("abc", call)
+        assert result.logprobs is not None
+        entries = result.logprobs[0]
+        assert tuple(entry.token_id for entry in entries) == result.token_ids[0]
+        prompt = [2, *llm.tokenizer.encode("abc")]
+        scores = llm.token_logprobs([*prompt, *result.token_ids[0]])[len(prompt) - 1 :]
+        assert np.allclose([entry.logprob for entry in entries], scores, atol=1e-4)
+        for entry in entries:
+            values = [value for _, value in entry.top]
+            assert len(values) == 3
+            assert values == sorted(values, reverse=True)
+            assert values[0] >= entry.logprob - 1e-6
+        assert llm.generate("abc").logprobs is None
+
+
+def test_a_bias_forces_or_bans_a_token_and_penalties_end_repetition() -> None:
+    with LlmInference.create_from_model_path(GEMMA) as llm:
+
+        def ids(**options: Any) -> tuple[int, ...]:
+            call = LlmInferenceSessionOptions(max_output_tokens=12, **{"temperature": 0.0, **options})
+            return llm.generate("abc", call).token_ids[0]
+
+        plain = ids()
+        assert ids(logit_bias={20: 1000.0}) == (20,) * 12
+        assert plain[0] not in ids(logit_bias={plain[0]: float("-inf")})
+        assert max(map(ids(logit_bias={20: 30.0}, presence_penalty=2.0).count, [20])) <= 12
+        repeated = ids(logit_bias={20: 8.0})
+        varied = ids(logit_bias={20: 8.0}, frequency_penalty=2.0)
+        assert varied.count(20) < max(2, repeated.count(20))
+        assert ids(repetition_penalty=1e6) != plain
+        with pytest.raises(ValueError, match="logit_bias: expected token ids below"):
+            ids(logit_bias={10**6: 1.0})
+
+
+def test_embeddings_have_a_row_per_text_and_do_not_depend_on_company() -> None:
+    with LlmInference.create_from_model_path(GEMMA) as llm:
+        texts = ["abc", "cab" * 30, "abc"]
+        rows = llm.embed(texts)
+        assert rows.shape == (3, llm.info.architecture.embedding_dim)
+        assert rows.dtype == np.float32
+        assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+        assert (rows[0] == rows[2]).all()
+        assert (llm.embed("cab" * 30)[0] == rows[1]).all()
+        raw = llm.embed(texts, normalize=False)
+        assert np.allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), rows, atol=1e-6)
+        assert llm.embed([]).shape == (0, rows.shape[1])
+        with pytest.raises(hearthlm.ContextLengthError):
+            llm.embed("abc" * 1000)
+        with pytest.raises(TypeError, match="expected a str"):
+            llm.embed([3])  # type: ignore[list-item]
+
+
+def test_a_model_loads_in_the_background_with_progress() -> None:
+    parts: list[float] = []
+    with LlmInference.load_async(LlmInferenceOptions(GEMMA), parts.append).result(timeout=30) as llm:
+        assert isinstance(llm.generate_response("abc"), str)
+    assert parts == sorted(parts)
+    assert parts[-1] == 1.0
+    with pytest.raises(FileNotFoundError):
+        LlmInference.load_async(LlmInferenceOptions("no-such-file")).result(timeout=30)

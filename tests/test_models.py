@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from random_models import CONFIGS
+from numpy.typing import NDArray
+from random_models import CONFIGS, random_tensors, write_checkpoint
 
-from hearthlm.errors import UnsupportedModelError
+from hearthlm.errors import TensorMismatchError, UnsupportedModelError
 from hearthlm.formats.llm_parameters import file_parameters, llm_parameters, prompt_templates
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.models import FAMILIES, read_config
-from hearthlm.models.family import PromptTemplate
+from hearthlm.models.family import PromptTemplate, TensorSpec
 from hearthlm.models.params import Architecture, Rope
+from hearthlm.runtime.model import Model, rows_of, view_of
 
 GEMMA3_1B = {
     "model_type": "gemma3_text",
@@ -102,6 +108,271 @@ def test_a_config_that_is_not_understood_is_refused_by_the_name_of_the_field(
         read_config({**GEMMA3_1B, **change})
 
 
+# What the configs on the Hugging Face Hub say beyond what reads as such; those of tests/random_models.py are smaller.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "SmolLM2-135M-Instruct": {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 576,
+        "initializer_range": 0.041666666666666664,
+        "intermediate_size": 1536,
+        "is_llama_config": True,
+        "max_position_embeddings": 8192,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 9,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 3,
+        "pad_token_id": 2,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+        "transformers_version": "4.42.3",
+        "use_cache": True,
+        "vocab_size": 49152,
+    },
+    "TinyLlama-1.1B-Chat-v1.0": {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 5632,
+        "max_position_embeddings": 2048,
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 22,
+        "num_key_value_heads": 4,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.35.0",
+        "use_cache": True,
+        "vocab_size": 32000,
+    },
+    "falcon-rw-1b": {
+        "alibi": True,
+        "apply_residual_connection_post_layernorm": False,
+        "architectures": ["FalconForCausalLM"],
+        "attention_dropout": 0.0,
+        "bias": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_dropout": 0.0,
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05,
+        "model_type": "falcon",
+        "multi_query": False,
+        "new_decoder_architecture": False,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 24,
+        "parallel_attn": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.27.4",
+        "use_cache": True,
+        "vocab_size": 50304,
+    },
+    "falcon-7b": {
+        "alibi": False,
+        "apply_residual_connection_post_layernorm": False,
+        "architectures": ["FalconForCausalLM"],
+        "attention_dropout": 0.0,
+        "bias": False,
+        "bos_token_id": 11,
+        "eos_token_id": 11,
+        "hidden_dropout": 0.0,
+        "hidden_size": 4544,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05,
+        "model_type": "falcon",
+        "multi_query": True,
+        "new_decoder_architecture": False,
+        "num_attention_heads": 71,
+        "num_hidden_layers": 32,
+        "num_kv_heads": 71,
+        "parallel_attn": True,
+        "vocab_size": 65024,
+    },
+    "gpt2-medium": {
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.1,
+        "bos_token_id": 50256,
+        "embd_pdrop": 0.1,
+        "eos_token_id": 50256,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05,
+        "model_type": "gpt2",
+        "n_ctx": 1024,
+        "n_embd": 1024,
+        "n_head": 16,
+        "n_layer": 24,
+        "n_positions": 1024,
+        "n_special": 0,
+        "predict_special_tokens": True,
+        "resid_pdrop": 0.1,
+        "summary_activation": None,
+        "summary_first_dropout": 0.1,
+        "summary_proj_to_labels": True,
+        "summary_type": "cls_index",
+        "summary_use_proj": True,
+        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        "vocab_size": 50257,
+    },
+    "Phi-3-mini-4k-instruct": {
+        "architectures": ["Phi3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
+        "bos_token_id": 1,
+        "embd_pdrop": 0.0,
+        "eos_token_id": 32000,
+        "hidden_act": "silu",
+        "hidden_size": 3072,
+        "initializer_range": 0.02,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 4096,
+        "model_type": "phi3",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "original_max_position_embeddings": 4096,
+        "pad_token_id": 32000,
+        "resid_pdrop": 0.0,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "sliding_window": 2047,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.2",
+        "use_cache": True,
+        "vocab_size": 32064,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("SmolLM2-135M-Instruct", 134_515_008),
+        ("TinyLlama-1.1B-Chat-v1.0", 1_100_048_384),
+        ("falcon-rw-1b", 1_311_625_216),
+        ("falcon-7b", 6_921_720_704),
+        ("gpt2-medium", 354_823_168),
+        ("Phi-3-mini-4k-instruct", 3_821_079_552),
+    ],
+)
+def test_published_configs_give_models_of_the_published_size(name: str, parameters: int) -> None:
+    family, a = read_config(PUBLISHED[name])
+    assert sum(math.prod(spec.shape) for spec in family.tensors(a)) == parameters
+
+
+_LONG_ROPE = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("SmolLM2-135M-Instruct", {"rope_interleaved": True}, "rope_interleaved"),
+    ("falcon-rw-1b", {"new_decoder_architecture": True}, "new_decoder_architecture"),
+    ("falcon-rw-1b", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
+    ("falcon-rw-1b", {"num_kv_heads": 8}, "num_kv_heads"),
+    ("falcon-rw-1b", {"activation": "gelu_10"}, "activation"),
+    ("falcon-rw-1b", {"n_head": 16}, "n_head"),
+    ("falcon-rw-1b", {"num_attention_heads": 4096}, "num_attention_heads"),
+    ("falcon-7b", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn"),
+    ("falcon-7b", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type"),
+    ("gpt2-medium", {"scale_attn_weights": False}, "scale_attn_weights"),
+    ("gpt2-medium", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ("gpt2-medium", {"add_cross_attention": True}, "add_cross_attention"),
+    ("gpt2-medium", {"activation_function": "tanh"}, "activation_function"),
+    ("gpt2-medium", {"hidden_size": 512}, "hidden_size"),
+    ("gpt2-medium", {"n_head": 15}, "n_head"),
+    ("gpt2-medium", {"n_embd": 10**400}, "n_embd"),
+    ("gpt2-medium", {"layer_norm_epsilon": math.nan}, "layer_norm_epsilon"),
+    ("gpt2-medium", {"layer_norm_epsilon": 10**400}, "layer_norm_epsilon"),
+    ("Phi-3-mini-4k-instruct", {"rope_scaling": {"type": "longrope", **_LONG_ROPE}}, "rope_type.*'longrope'"),
+    ("Phi-3-mini-4k-instruct", {"rope_scaling": {"type": "su", **_LONG_ROPE}}, "rope_type.*'su'"),
+    ("Phi-3-mini-4k-instruct", {"attention_bias": True}, "attention_bias"),
+    ("Phi-3-mini-4k-instruct", {"sliding_window": 0}, "sliding_window"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "named"), REFUSED)
+def test_a_published_config_with_one_change_is_refused_by_the_name_of_the_field(
+    name: str, change: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=named):
+        read_config({**PUBLISHED[name], **change})
+
+
+@pytest.mark.parametrize("absent", ["alibi", "multi_query", "parallel_attn", "bias"])
+def test_an_absent_field_means_what_transformers_takes_it_for(absent: str) -> None:
+    config = {name: value for name, value in PUBLISHED["falcon-rw-1b"].items() if name != absent}
+    default = {"alibi": False, "multi_query": True, "parallel_attn": True, "bias": False}[absent]
+    assert read_config(config) == read_config({**config, absent: default})
+    assert read_config(config) != read_config(PUBLISHED["falcon-rw-1b"])
+
+
+def specs(config: str) -> dict[str, TensorSpec]:
+    family, a = read_config(CONFIGS[config])
+    return {spec.role: spec for spec in family.tensors(a)}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_tensors_of_a_model_fill_those_of_the_checkpoint_once(config: str) -> None:
+    stored: dict[str, NDArray[np.int32]] = {}
+    for spec in specs(config).values():
+        counts = stored.setdefault(spec.checkpoint_name, np.zeros(spec.checkpoint_rows.shape, np.int32))
+        view_of(counts, spec)[...] += 1
+    assert all((counts == 1).all() for counts in stored.values())
+
+
+def test_rows_are_found_one_below_the_other_head_by_head_and_as_columns() -> None:
+    below = specs("phi3_window")["layers.1.attention.key"]  # 4 query heads and 2 others of 24
+    stored = np.arange(np.prod(below.checkpoint_rows.shape)).reshape(below.checkpoint_rows.shape)
+    assert (below.checkpoint_name, stored.shape) == ("model.layers.1.self_attn.qkv_proj.weight", (192, 64))
+    assert np.array_equal(rows_of(stored, below), stored[96:144])
+    assert np.shares_memory(rows_of(stored, below), stored)
+
+    by_head = specs("falcon_alibi")["layers.0.attention.value.bias"]  # 6 heads of 16
+    bias = np.arange(288)
+    assert np.array_equal(rows_of(bias, by_head), bias.reshape(6, 3, 16)[:, 2].reshape(-1))
+
+    columns = specs("gpt2")["layers.0.attention.key"]
+    stored = np.arange(96 * 288).reshape(96, 288)
+    assert columns.checkpoint_rows.shape == stored.shape
+    assert np.array_equal(rows_of(stored, columns), stored[:, 96:192].T)
+    assert rows_of(stored, columns).flags.c_contiguous
+
+
+def test_a_joined_tensor_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+    tensors = random_tensors(CONFIGS["gpt2"])
+    tensors["transformer.h.2.attn.c_attn.weight"] = tensors["transformer.h.2.attn.c_attn.weight"].T.copy()
+    with Model.open(write_checkpoint(tmp_path / "gpt2", CONFIGS["gpt2"], tensors)) as model:
+        wanted = r"h\.2\.attn\.c_attn\.weight: expected \[96, 288\] \(in, out\), got \[288, 96\]"
+        with pytest.raises(TensorMismatchError, match=wanted):
+            model.load_weights()
+
+
+def test_names_without_the_prefix_of_the_model_are_found(tmp_path: Path) -> None:  # as in GPT-2's own checkpoints
+    tensors = {name.removeprefix("transformer."): values for name, values in random_tensors(CONFIGS["gpt2"]).items()}
+    with Model.open(write_checkpoint(tmp_path / "gpt2", CONFIGS["gpt2"], tensors)) as model:
+        assert len(model.load_weights().layers) == 3
+
+
 def test_what_does_not_change_the_result_is_ignored() -> None:
     read_config({**GEMMA3_1B, "use_cache": False, "attention_dropout": 0.1, "torch_dtype": "bfloat16", "id2label": {}})
 
@@ -127,6 +398,14 @@ def test_the_message_of_a_file_declares_the_whole_architecture(config: str, mode
     assert again.layers == a.layers
     assert again.tied_embedding
     assert abs(again.attention_scale - a.attention_scale) < 1e-9
+
+
+def test_a_falcon_file_means_alibi_the_exact_gelu_and_a_matrix_of_its_own_for_the_logits() -> None:
+    family, a = read_config(CONFIGS["falcon_32_heads"])
+    parsed = LlmParameters.FromString(llm_parameters(a, family, 5).SerializeToString())
+    again = family.read_file_parameters(file_parameters(parsed, 5))
+    assert (again.alibi, again.activation, again.tied_embedding) == (True, "gelu", False)
+    assert again == dataclasses.replace(a, context_length=2048, attention_scale=again.attention_scale)
 
 
 def test_what_the_message_cannot_say_is_refused_when_writing() -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from random_models import CONFIGS, random_ids, random_tensors
-from reference_results import NUM_IDS, NUM_PROMPT_IDS, STORED, logprobs_of
+from reference_results import NUM_IDS, NUM_PROMPT_IDS, STORED, logprobs_of, reference_logits, transformers_model
 
+from hearthlm.errors import SessionFileError
 from hearthlm.models import read_config
 from hearthlm.models.family import TensorSpec
-from hearthlm.quantization import WeightMatrix, quantize
+from hearthlm.quantization import WeightMatrix, dequantize, quantize
 from hearthlm.runtime.executor import ForwardRequest
-from hearthlm.runtime.transformer import TransformerExecutor, TransformerState
+from hearthlm.runtime.model import Model, rows_of, view_of
+from hearthlm.runtime.transformer import AlibiTable, TransformerExecutor, TransformerState
 from hearthlm.runtime.weights import load_weights
 
 
@@ -26,11 +36,11 @@ class InMemory:
         self._bits = bits
 
     def matrix(self, spec: TensorSpec) -> WeightMatrix:
-        values = self._tensors[spec.checkpoint_name]
+        values = rows_of(self._tensors[spec.checkpoint_name], spec)
         return WeightMatrix("float32", values.shape, values) if self._bits is None else quantize(values, self._bits)
 
     def vector(self, spec: TensorSpec) -> NDArray[np.float32]:
-        return self._tensors[spec.checkpoint_name]
+        return rows_of(self._tensors[spec.checkpoint_name], spec)
 
 
 def executor(name: str, *, bits: int | None = None, num_threads: int = 1, **options: Any) -> TransformerExecutor:
@@ -132,6 +142,26 @@ def test_a_rewound_state_goes_on_as_if_nothing_had_followed(name: str, length: i
     assert np.array_equal(logits(e, state, ids[100:]), wanted)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("bits", [None, 8])
+def test_history_changes_no_bit(name: str, bits: int | None) -> None:
+    e = executor(name, bits=bits)
+    ids = random_ids(CONFIGS[name], 90)
+    fresh = e.new_state()
+    wanted = logits(e, fresh, ids)
+    used = e.new_state()
+    logits(e, used, ids[::-1][:70])
+    used.truncate(0)
+    logits(e, used, [*ids[:40], *ids[10:50]])
+    used.truncate(40)
+    fork = used.fork()
+    logits(e, used, ids[:30])  # what a fork shares is written by the other
+    used.close()
+    loaded = e.load_state(40, fork.save())
+    for state in (fork, loaded):
+        assert np.array_equal(logits(e, state, ids[40:]), wanted[40:])
+
+
 def test_a_rewind_behind_a_dropped_window_starts_over() -> None:
     e = executor("gemma3_mqa", bits=8)
     state = e.new_state()
@@ -139,6 +169,152 @@ def test_a_rewind_behind_a_dropped_window_starts_over() -> None:
         logits(e, state, random_ids(CONFIGS["gemma3_mqa"], 100, seed))
     assert state.truncate(50) == 0
     assert state.length == 0
+
+
+@cache
+def shared_executor(name: str, cache_dtype: Any = None, bits: int | None = None) -> TransformerExecutor:
+    return executor(name, bits=bits, kv_cache_dtype=cache_dtype)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    name=st.sampled_from(["gemma_mqa", "gemma3_mqa", "mistral_window", "qwen2_window"]),
+    cache_dtype=st.sampled_from(["float32", "float16"]),
+    length=st.integers(0, 450),
+    rewind=st.integers(0, 200),
+    rewind_later=st.integers(0, 400),
+)
+def test_a_saved_state_goes_on_bit_for_bit(
+    name: str, cache_dtype: str, length: int, rewind: int, rewind_later: int
+) -> None:
+    e = shared_executor(name, cache_dtype)
+    ids = random_ids(CONFIGS[name], 500)
+    state = e.new_state()
+    if length:
+        e.forward([ForwardRequest(state, ids[:length], "none")])
+    state.truncate(max(0, length - rewind))
+    saved = state.save()
+    loaded = e.load_state(state.length, saved)
+    for array in saved.values():
+        assert array.dtype == cache_dtype
+        array[...] = np.nan  # the new state has copies of its own
+    assert (loaded.length, loaded.num_bytes) == (state.length, state.num_bytes)
+    for tail in (ids[:1], ids[1:40], ids[:130]):
+        assert np.array_equal(logits(e, loaded, tail), logits(e, state, tail))
+    shorter = max(0, state.length - rewind_later)
+    assert loaded.truncate(shorter) == state.truncate(shorter)
+    assert np.array_equal(logits(e, loaded, ids[:70]), logits(e, state, ids[:70]))
+
+
+@pytest.mark.parametrize("name", ["gemma_mqa", "gemma3_mqa"])
+def test_a_window_is_saved_without_what_it_has_dropped(name: str) -> None:
+    e = shared_executor(name)
+    state = e.new_state()
+    for begin in range(0, 1000, 100):
+        logits(e, state, random_ids(CONFIGS[name], 100, begin))
+    saved = state.save()
+    kept = {key: array.shape[3] for key, array in saved.items()}
+    assert kept == ({"full": 1000} if name == "gemma_mqa" else {"full": 1000, "window_24": 296})
+    assert np.array_equal(logits(e, e.load_state(1000, saved), [5, 6]), logits(e, state, [5, 6]))
+
+
+@pytest.mark.parametrize(
+    ("change", "length", "message"),
+    [
+        (lambda a: a.pop("full"), 30, "expected the arrays full, window_24, got window_24$"),
+        (lambda a: a.clear(), 30, "expected the arrays full, window_24, got none"),
+        (lambda a: a.update(other=a["full"]), 30, "got full, other, window_24"),
+        (lambda a: a.update(full=a["full"].astype(np.float16)), 30, "'full': expected float32 .*, got float16"),
+        (lambda a: a.update(full=a["full"][..., :-1]), 30, r"'full': expected .* 32\] for 30 tokens, got .* 31\]"),
+        (lambda a: a.update(window_24=a["full"]), 30, r"'window_24': expected float32 \[6, 2, 1, 23 to 30, 32\]"),
+        (lambda a: None, 29, "for 29 tokens"),
+        (lambda a: None, -1, "length: expected 0 to 16777216 tokens, got -1"),
+        (lambda a: None, 1 << 40, "length: expected 0 to 16777216 tokens, got 1099511627776"),
+    ],
+)
+def test_a_saved_state_that_does_not_fit_is_refused(
+    change: Callable[[dict[str, Any]], object], length: int, message: str
+) -> None:
+    e = shared_executor("gemma3_mqa")
+    state = e.new_state()
+    logits(e, state, random_ids(CONFIGS["gemma3_mqa"], 30))
+    arrays = state.save()
+    change(arrays)
+    with pytest.raises(SessionFileError, match=message):
+        e.load_state(length, arrays)
+
+
+def test_the_fingerprint_is_that_of_everything_a_state_depends_on() -> None:
+    e = executor("gemma3_mqa", bits=8)
+    weights, architecture = e._weights, e.architecture
+
+    def of(**changes: Any) -> str:
+        return TransformerExecutor(architecture, replace(weights, **changes), num_threads=2).fingerprint
+
+    assert of() == e.fingerprint == executor("gemma3_mqa", bits=8, activation_data_type="int8").fingerprint
+    first, *others = weights.layers
+    scaled = replace(first.up.weight, scales=first.up.weight.scales * np.float32(1.0001))  # type: ignore[operator]
+    data = weights.embedding.data.copy()
+    data[-1, -1] += 1
+    different = [
+        e.fingerprint,
+        of(layers=(replace(first, up=replace(first.up, weight=scaled)), *others)),
+        of(embedding=replace(weights.embedding, data=data)),
+        of(final_norm=replace(weights.final_norm, scale=weights.final_norm.scale + np.float32(1e-6))),
+        executor("gemma3_mqa").fingerprint,
+        executor("gemma3_mqa", bits=4).fingerprint,
+        executor("gemma3_mqa", bits=8, kv_cache_dtype="float32").fingerprint,
+        executor("gemma3_mqa", bits=8, activation_data_type="float32").fingerprint,
+        executor("gemma3_gqa_scaled", bits=8).fingerprint,
+        TransformerExecutor(replace(architecture, embedding_scale=2.0), weights, num_threads=1).fingerprint,
+    ]
+    assert len(set(different)) == len(different)
+    assert executor("gemma_mqa").fingerprint == executor("gemma_mqa", activation_data_type="float32").fingerprint
+
+
+def test_the_fingerprint_is_the_same_in_every_process() -> None:
+    code = "from test_transformer import executor; print(executor('gemma3_mqa', bits=8).fingerprint)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == shared_executor("gemma3_mqa", None, 8).fingerprint
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hidden_rows_are_what_logits_are_made_of(name: str) -> None:
+    e = shared_executor(name)
+    ids = random_ids(CONFIGS[name], 100)
+    hidden = e.forward([ForwardRequest(e.new_state(), ids, "hidden")])[0]
+    assert hidden is not None
+    assert hidden.dtype == np.float32
+    assert hidden.shape == (100, e.architecture.embedding_dim)
+    made = hidden @ dequantize(e._weights.logits.weight).T
+    if e._weights.logits.bias is not None:
+        made += e._weights.logits.bias
+    if (cap := e.architecture.final_soft_cap) is not None:
+        made = cap * np.tanh(made / cap)
+    assert np.abs(made - logits(e, e.new_state(), ids)).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["gemma2_gqa", "gemma3_mqa", "phi_parallel"])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_hidden_rows_are_the_same_in_chunks_and_in_company(name: str, bits: int | None) -> None:
+    e = shared_executor(name, None, bits)
+    ids = random_ids(CONFIGS[name], 100)
+    alone = {w: e.forward([ForwardRequest(e.new_state(), ids[-20:], w)])[0] for w in ("last", "all", "hidden")}
+    order = ("all", "hidden", "none", "last", "hidden", "all")
+    results = e.forward([ForwardRequest(e.new_state(), ids[-20:], w) for w in order])  # type: ignore[arg-type]
+    for wanted, result in zip(order, results, strict=True):
+        assert (result is None) == (wanted == "none")
+        assert result is None or np.array_equal(result, alone[wanted])  # type: ignore[arg-type]
+    state = e.new_state()
+    parts = [e.forward([ForwardRequest(state, ids[a:b], "hidden")])[0] for a, b in ((0, 1), (1, 70), (70, 100))]
+    whole = e.forward([ForwardRequest(e.new_state(), ids, "hidden")])[0]
+    assert np.array_equal(np.concatenate([part for part in parts if part is not None]), whole)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -170,3 +346,48 @@ def test_stored_references_are_what_transformers_says_today(name: str) -> None:
             assert np.array_equal(values, stored)
         else:
             assert np.abs(values - stored).max() < 1e-4
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hidden_rows_are_those_of_transformers(name: str) -> None:
+    import torch
+
+    ids = random_ids(CONFIGS[name], NUM_IDS)
+    with torch.no_grad():
+        model = transformers_model(CONFIGS[name], random_tensors(CONFIGS[name]))
+        wanted = model.base_model(torch.tensor([ids])).last_hidden_state[0].numpy()
+    e = shared_executor(name)
+    got = e.forward([ForwardRequest(e.new_state(), ids, "hidden")])[0]
+    assert np.abs(got - wanted).max() < 1e-3
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("num_heads", [1, 2, 6, 32, 71])
+def test_alibi_is_that_of_transformers_where_positions_are_rounded_too(num_heads: int) -> None:
+    import torch
+    from transformers.models.falcon.modeling_falcon import build_alibi_tensor
+
+    mask = torch.ones((1, 3000), dtype=torch.long)
+    wanted = build_alibi_tensor(mask, num_heads, torch.float32)[:, 0].numpy() * np.float32(0.125)
+    assert np.array_equal(AlibiTable(num_heads, 0.125).columns(3000)[:, :3000], wanted)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["cpu_int8", "cpu_int4", "gpu_int8", "gpu_int4"])
+def test_a_falcon_file_of_mediapipe_means_what_transformers_means(name: str) -> None:
+    config = {**CONFIGS["falcon_alibi"], "vocab_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    config |= {"hidden_size": 16, "ffn_hidden_size": 64, "tie_word_embeddings": False}
+    ids = random_ids(config, NUM_IDS)
+    with Model.open(STORED.parent / "outputs" / "0.10.14" / f"falcon_rw_1b_{name}.bin") as model:
+        tensors: dict[str, NDArray[np.float32]] = {}
+        for spec in model.family.tensors(model.architecture):
+            stored = tensors.setdefault(spec.checkpoint_name, np.empty(spec.checkpoint_rows.shape, np.float32))
+            view = view_of(stored, spec)
+            is_matrix = len(spec.shape) == 2
+            values = dequantize(model._source.matrix(spec)) if is_matrix else model._source.vector(spec)
+            view[...] = values.reshape(view.shape)
+        weights = model.load_weights()
+        e = TransformerExecutor(model.architecture, weights, num_threads=1, activation_data_type="float32")
+    wanted = logprobs_of(reference_logits(transformers_model(config, tensors), ids), ids)
+    assert np.abs(logprobs_of(logits(e, e.new_state(), ids), ids) - wanted).max() < 1e-4

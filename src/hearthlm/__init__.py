@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hearthlm.answer import GenerationResult
     from hearthlm.errors import (
         ContextLengthError,
         CorruptFileError,
@@ -13,37 +14,40 @@ if TYPE_CHECKING:
         HearthLMError,
         ModelFormatError,
         SessionBusyError,
+        SessionFileError,
+        TemplateError,
         TensorMismatchError,
         TokenizerFormatError,
         TruncatedFileError,
         UnsafeFileError,
         UnsupportedModelError,
     )
-    from hearthlm.llm_inference import (
-        GenerationResult,
-        LlmInference,
-        LlmInferenceOptions,
-        LlmInferenceSessionOptions,
-    )
+    from hearthlm.llm_inference import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
+    from hearthlm.llm_inference_session import LlmInferenceSession
     from hearthlm.model_info import ModelInfo, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
+    from hearthlm.runtime.sampler import TokenLogprobs
 
 # Loaded when first asked for: `import hearthlm` costs next to nothing.
 _HOMES = {
     "ContextLengthError": "errors",
     "CorruptFileError": "errors",
     "EngineClosedError": "errors",
-    "GenerationResult": "llm_inference",
+    "GenerationResult": "answer",
     "HearthLMError": "errors",
     "LlmInference": "llm_inference",
     "LlmInferenceOptions": "llm_inference",
+    "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
     "ModelFormatError": "errors",
     "ModelInfo": "model_info",
     "PromptTemplate": "models.family",
     "PromptTemplates": "models.family",
     "SessionBusyError": "errors",
+    "SessionFileError": "errors",
+    "TemplateError": "errors",
     "TensorMismatchError": "errors",
+    "TokenLogprobs": "runtime.sampler",
     "TokenizerFormatError": "errors",
     "TruncatedFileError": "errors",
     "UnsafeFileError": "errors",
@@ -61,13 +65,17 @@ __all__ = [
     "HearthLMError",
     "LlmInference",
     "LlmInferenceOptions",
+    "LlmInferenceSession",
     "LlmInferenceSessionOptions",
     "ModelFormatError",
     "ModelInfo",
     "PromptTemplate",
     "PromptTemplates",
     "SessionBusyError",
+    "SessionFileError",
+    "TemplateError",
     "TensorMismatchError",
+    "TokenLogprobs",
     "TokenizerFormatError",
     "TruncatedFileError",
     "UnsafeFileError",

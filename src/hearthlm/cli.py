@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem, get_completion_class
 
 import hearthlm
 
@@ -35,6 +38,8 @@ class ExitCode(IntEnum):
     TERMINATED = 143
 
 
+_COMPLETE_VARIABLE = "_HEARTHLM_COMPLETE"
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -48,13 +53,24 @@ def _options(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
 
 
 _sampling_options = _options(
-    click.option("--max-tokens", type=click.IntRange(1), help="Tokens of prompt and answer together.  [default: 512]"),
     click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="1: greedy, 0: all tokens."),
     click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
     click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0: greedy."),
+    click.option("--min-p", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True),
     click.option("--random-seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True),
+    click.option("--presence-penalty", type=click.FloatRange(-2, 2), default=0.0, show_default=True),
+    click.option("--frequency-penalty", type=click.FloatRange(-2, 2), default=0.0, show_default=True),
+    click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True),
+    click.option("--max-output-tokens", type=click.IntRange(1), help="Tokens of the answer alone."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
 )
+
+
+def _max_tokens_option(default: str) -> Callable[[_F], _F]:
+    return click.option(
+        "--max-tokens", type=click.IntRange(1), help=f"Tokens of prompt and answer together.  [default: {default}]"
+    )
+
 
 _engine_options = _options(
     click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]"),
@@ -76,36 +92,40 @@ def cli(debug: bool) -> None:
     \b
     hearthlm run "Tell me a story about a brave little boat."
     hearthlm run model.bin "Hello" --temperature 0
+    hearthlm chat model.bin
     hearthlm inspect model.bin
     """
 
 
+def _complete_file(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
+
 @cli.command()
-@click.argument("arguments", nargs=-1, metavar="[MODEL] [PROMPT]")
+@click.argument("arguments", nargs=-1, metavar="[MODEL] [PROMPT]", shell_complete=_complete_file)
 @click.option("--prompt-file", type=click.Path(dir_okay=False), help="Read the prompt from this file.")
 @click.option("--raw", is_flag=True, help="Do not put the prompt into the model's own turns.")
+@click.option("--num-responses", type=click.IntRange(1), default=1, show_default=True, help="Answers to make.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of streaming text.")
+@_max_tokens_option("512")
 @_sampling_options
 @_engine_options
 def run(
     arguments: tuple[str, ...],
     prompt_file: str | None,
     raw: bool,
+    num_responses: int,
     as_json: bool,
     max_tokens: int | None,
-    top_k: int,
-    top_p: float,
-    temperature: float,
-    random_seed: int,
-    stop: tuple[str, ...],
     threads: int | None,
     weights: Any,
     activation_data_type: Any,
+    **sampling: Any,
 ) -> None:
     """Answer a prompt, streamed to stdout.
 
     MODEL is a MediaPipe .bin or a Hugging Face folder; without it the small model inside the package answers.
-    PROMPT "-" reads stdin.
+    PROMPT "-" reads stdin. Several answers are printed one after the other, with a line "---" between them.
 
     \b
     hearthlm run "Write a short story about Mira and a lost key."
@@ -116,17 +136,14 @@ def run(
     options = hearthlm.LlmInferenceOptions(
         model_path=model,
         max_tokens=max_tokens,
+        num_responses=num_responses,
         num_threads=threads,
         weights=weights,
         activation_data_type=activation_data_type,
+        prefix_cache_mb=0,
     )
     session_options = hearthlm.LlmInferenceSessionOptions(
-        top_k=top_k,
-        top_p=top_p,
-        temperature=temperature,
-        random_seed=random_seed,
-        stop=stop,
-        prompt_templates=hearthlm.PromptTemplates() if raw else None,
+        prompt_templates=hearthlm.PromptTemplates() if raw else None, **sampling
     )
     with _load(options) as llm:
         if as_json:
@@ -148,17 +165,229 @@ def run(
                     },
                 }
             )
-            return
-        last = ""
+        elif num_responses > 1:
+            texts = llm.generate(prompt, session_options).texts
+            click.echo("\n---\n".join(texts))
+        else:
+            _print_stream(llm.generate_stream(prompt, session_options))
+
+
+@cli.command()
+@click.argument("model", required=False, shell_complete=_complete_file)
+@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+@click.option("--session", type=click.Path(dir_okay=False), help="Go on with what /save has written.")
+@_max_tokens_option("the model's context, as far as memory allows")
+@_sampling_options
+@_engine_options
+def chat(
+    model: str | None,
+    system: str | None,
+    session: str | None,
+    max_tokens: int | None,
+    threads: int | None,
+    weights: Any,
+    activation_data_type: Any,
+    **sampling: Any,
+) -> None:
+    """Talk with a model, turn by turn.
+
+    Every line of stdin is a turn, and the answers are streamed to stdout. Ctrl-C ends an answer, not the program.
+    Lines that begin with a slash are commands: /reset forgets the conversation, /save FILE writes it with everything
+    computed for it, /load FILE goes on with it, /help lists them, /exit (or the end of stdin) leaves.
+
+    \b
+    hearthlm chat
+    hearthlm chat ./gemma-3-1b-it --system "Answer in one sentence."
+    hearthlm chat gemma-2b-it-cpu-int4.bin --session talk.session
+    """
+    from hearthlm.demo import model_path
+
+    path = model or model_path()
+    options = hearthlm.LlmInferenceOptions(
+        model_path=path,
+        max_tokens=max_tokens or _max_tokens_in_memory(hearthlm.inspect_model(path)),
+        num_threads=threads,
+        weights=weights,
+        activation_data_type=activation_data_type,
+    )
+    with _load(options) as llm:
+        conversation = _Conversation(llm, hearthlm.LlmInferenceSessionOptions(**sampling), system)
+        if session is not None:
+            conversation.load(session)
+        if sys.stdin.isatty():
+            click.echo("/help lists the commands, Ctrl-C ends an answer, Ctrl-D leaves", err=True)
+        while (line := _read_line()) is not None:
+            if not line.strip():
+                continue
+            if line.startswith("/"):
+                if conversation.command(line):
+                    break
+            else:
+                conversation.answer(line)
+
+
+class _Conversation:
+    """Hold the session of `hearthlm chat`, and what its commands do."""
+
+    def __init__(self, llm: LlmInference, options: hearthlm.LlmInferenceSessionOptions, system: str | None) -> None:
+        self._llm = llm
+        self._options = options
+        self._system = system
+        self._by_messages = True
         try:
-            for last in llm.generate_stream(prompt, session_options):
-                sys.stdout.write(last)
-                sys.stdout.flush()
-        finally:
-            if sys.stdout.isatty() and not last.endswith("\n"):
-                sys.stdout.write("\n")
-        if not sys.stdout.isatty() and not last.endswith("\n"):
-            sys.stdout.write("\n")
+            llm.chat_format  # noqa: B018 -- asked whether there is one
+        except hearthlm.UnsupportedModelError as error:
+            if system is not None:
+                raise
+            self._by_messages = False
+            click.echo(f"hearthlm: {error}; what you type is continued as it is", err=True)
+        self._session = self._begin()
+
+    def _begin(self) -> hearthlm.LlmInferenceSession:
+        session = hearthlm.LlmInferenceSession.create_from_options(self._llm, self._options)
+        if self._system is not None:
+            session.add_message("system", self._system)
+        return session
+
+    def answer(self, text: str) -> None:
+        try:
+            if self._by_messages:
+                self._session.add_message("user", text)
+            else:
+                self._session.add_query_chunk(text)
+        except hearthlm.ContextLengthError as error:
+            click.echo(f"hearthlm: {error}; /reset begins anew", err=True)
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            _print_stream(self._session.generate_response_stream())
+
+    def load(self, path: str) -> None:
+        self._session.load(path)
+
+    def command(self, line: str) -> bool:
+        """Do what a line that begins with a slash says; return True to leave."""
+        name, _, argument = line.strip().partition(" ")
+        argument = argument.strip()
+        if name == "/exit":
+            return True
+        if name == "/reset":
+            self._session.close()
+            self._session = self._begin()
+        elif name in ("/save", "/load") and argument:
+            try:
+                (self._session.save if name == "/save" else self._session.load)(argument)
+            except (OSError, hearthlm.HearthLMError) as error:
+                click.echo(f"hearthlm: {_message(error)}", err=True)
+        elif name == "/help":
+            click.echo("/reset  forget the conversation\n/save FILE  /load FILE\n/exit  leave", err=True)
+        else:
+            click.echo(f"hearthlm: {line.strip()}: expected /reset, /save FILE, /load FILE, /help or /exit", err=True)
+        return False
+
+
+def _read_line() -> str | None:
+    """Return the next line of stdin, None at its end; a Ctrl-C while a line is typed drops the line."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 -- line editing for input()
+    while True:
+        try:
+            return input("> ")
+        except EOFError:
+            click.echo(err=True)
+            return None
+        except KeyboardInterrupt:
+            click.echo(err=True)
+
+
+def _max_tokens_in_memory(info: ModelInfo) -> int:
+    """Return the model's context, or what of it half of the free memory can hold."""
+    available = 4 << 30
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):  # with what the system would give back from its caches
+                available = int(line.split()[1]) << 10
+    bytes_per_token = 4 * info.architecture.num_layers * 2 * info.architecture.kv_dim
+    return max(1, min(info.architecture.context_length, available // 2 // bytes_per_token))
+
+
+@cli.command()
+@click.argument("model", shell_complete=_complete_file)
+@click.option("--text", help="Score this text, after the start token.")
+@click.option("--ids", metavar="1,2,3", help="Score these token ids as they are.")
+@click.option("--file", "text_file", type=click.Path(dir_okay=False), help='Score the text of this file; "-" is stdin.')
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@_engine_options
+def score(
+    model: str,
+    text: str | None,
+    ids: str | None,
+    text_file: str | None,
+    as_json: bool,
+    threads: int | None,
+    weights: Any,
+    activation_data_type: Any,
+) -> None:
+    """Say how likely a text is: the log-probability of each token given those before it, and the perplexity.
+
+    Prints a line per token, the natural logarithm and the token, and last the perplexity.
+
+    \b
+    hearthlm score model.bin --text "The sky is blue."
+    hearthlm score ./gemma-3-1b-it --file letter.txt --json
+    """
+    if sum(given is not None for given in (text, ids, text_file)) != 1:
+        raise click.UsageError("expected exactly one of --text, --ids and --file")
+    info = hearthlm.inspect_model(model)
+    options = hearthlm.LlmInferenceOptions(
+        model_path=model,
+        max_tokens=info.architecture.context_length,
+        num_threads=threads,
+        weights=weights,
+        activation_data_type=activation_data_type,
+    )
+    with _load(options) as llm:
+        if ids is not None:
+            token_ids = _parsed_ids(ids)
+        else:
+            token_ids = llm.tokenizer.encode(_read_text(text_file) if text_file is not None else text or "")
+            if info.start_id is not None and token_ids[:1] != [info.start_id]:
+                token_ids = [info.start_id, *token_ids]
+        if len(token_ids) < 2:
+            raise click.UsageError("expected a text of at least two tokens: the first is only looked at")
+        logprobs = [float(value) for value in llm.token_logprobs(token_ids)]
+        perplexity = math.exp(-math.fsum(logprobs) / len(logprobs))
+        if as_json:
+            _print_json({"ids": token_ids, "logprobs": logprobs, "perplexity": perplexity})
+            return
+        for token_id, logprob in zip(token_ids[1:], logprobs, strict=True):
+            piece = json.dumps(llm.tokenizer.piece(token_id), ensure_ascii=False) if info.tokenizer else token_id
+            click.echo(f"{logprob:10.4f}  {piece}")
+        click.echo(f"perplexity {perplexity:.4f} over {len(logprobs)} tokens")
+
+
+def _parsed_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.UsageError(f"--ids: expected whole numbers with commas between them, got {text!r}") from None
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that teaches a SHELL to complete hearthlm's commands, options and files.
+
+    \b
+    eval "$(hearthlm completion bash)"                                   # in ~/.bashrc
+    hearthlm completion fish > ~/.config/fish/completions/hearthlm.fish
+    """
+    complete = get_completion_class(shell)
+    assert complete is not None  # a choice that click knows
+    click.echo(complete(cli, {}, "hearthlm", _COMPLETE_VARIABLE).source())
 
 
 @cli.command()
@@ -179,7 +408,7 @@ def main() -> None:
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `hearthlm run ... | head` ends quietly
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="hearthlm", complete_var=_COMPLETE_VARIABLE, standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -193,13 +422,17 @@ def main() -> None:
             error.show()
             sys.exit(ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.OTHER)
         code = _exit_code(error)
-        message = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            message = f"{error.filename}: {error.strerror}"
+        message = _message(error)
         if code is ExitCode.INTERNAL:
             message = f"internal error: {type(error).__name__}: {message} (run again with `hearthlm --debug ...`)"
         click.echo(f"hearthlm: {message}", err=True)
         sys.exit(code)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _exit_code(error: BaseException) -> ExitCode:
@@ -232,10 +465,10 @@ def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tu
         raise click.UsageError(f"expected {wanted}, got {len(arguments)} arguments; quote a prompt of several words")
     model: str | Path = arguments[0] if num_models == 1 else model_path()
     if prompt_file is not None:
-        return model, Path(prompt_file).read_text(encoding="utf-8")
+        return model, _read_text(prompt_file)
     prompt = arguments[-1]
     if prompt == "-":
-        return model, sys.stdin.buffer.read().decode("utf-8")
+        return model, _read_text("-")
     if num_models == 0 and Path(prompt).exists() and (Path(prompt).is_dir() or prompt.endswith((".bin", ".task"))):
         raise click.UsageError(f"{prompt} is a model, and the prompt is missing")
     return model, prompt
@@ -253,6 +486,24 @@ def _load(options: hearthlm.LlmInferenceOptions) -> LlmInference:
         llm = hearthlm.LlmInference.create_from_options(options, show)
     sys.stderr.write("\x1b[1A\x1b[2K")  # the bar has done its work
     return llm
+
+
+def _print_stream(increments: Iterator[str]) -> None:
+    """Print an answer as it comes, and a line break after it."""
+    last = ""
+    try:
+        for last in increments:
+            sys.stdout.write(last)
+            sys.stdout.flush()
+    finally:
+        increments.close()  # type: ignore[attr-defined]
+        if not last.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+def _read_text(path: str) -> str:
+    return (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode("utf-8")
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ A caller's mistake (an option out of range, a wrong type) is a `ValueError` or `
     │   ├── TruncatedFileError      the file ends before what it declares
     │   ├── CorruptFileError        a size, an offset or a field contradicts the file or itself
     │   ├── UnsafeFileError         the file asks for something that is never done, such as running code
+    │   ├── SessionFileError        a saved session is none, or of another model or version
+    │   ├── TemplateError           a chat template cannot be run, goes beyond a limit, or refuses the conversation
     │   ├── TensorMismatchError     a tensor is missing, or has another shape or type than the model needs
     │   └── TokenizerFormatError    the tokenizer inside or beside a model cannot be read
     ├── UnsupportedModelError       the file is sound, but holds a model, a format or a field that is not understood
@@ -36,6 +38,14 @@ class CorruptFileError(ModelFormatError):
 
 class UnsafeFileError(ModelFormatError):
     """The file asks for something that is never done, such as running code."""
+
+
+class SessionFileError(ModelFormatError):
+    """A saved session is none, or of another model or version."""
+
+
+class TemplateError(ModelFormatError):
+    """A chat template cannot be run, goes beyond a limit, or refuses the conversation."""
 
 
 class TensorMismatchError(ModelFormatError):

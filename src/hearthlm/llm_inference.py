@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hearthlm.answer import (
+    Answer,
+    Call,
+    CallbackThread,
+    ErrorListener,
+    GenerationResult,
+    ResultListener,
+    deliver_to_asyncio,
+    deliver_to_future,
+    run_calls,
+)
+from hearthlm.chat import ChatFormat, Message, chat_format
 from hearthlm.errors import ModelFormatError
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.cpu_count import default_num_threads
-from hearthlm.runtime.engine import Engine, FinishReason
+from hearthlm.runtime.engine import Engine
 from hearthlm.runtime.model import Model, ModelInfo
 from hearthlm.runtime.sampler import Sampler
 from hearthlm.runtime.session import Session
 from hearthlm.runtime.transformer import ActivationDataType, CacheDataType, TransformerExecutor
 from hearthlm.runtime.weights import WeightPlacement
 from hearthlm.tokenizers import Tokenizer
-from hearthlm.tokenizers.stream import StopMatcher, StreamDecoder
 
 DEFAULT_MAX_TOKENS = 512
+DEFAULT_PREFIX_CACHE_MB = 256
+MAX_CALLS_AT_ONCE = 16  # of one batch: more would only make every answer wait for more memory
 
-ResultListener = Callable[[str, bool], None]
-ErrorListener = Callable[[Exception], None]
+Prompt = str | Sequence[int] | Sequence[Message]
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,10 @@ class LlmInferenceOptions:
     means 512. `temperature` 0 or `top_k` 1 is greedy; `top_k` 0 is the whole vocabulary. `num_threads` None means one
     per physical core. `weights`: "mmap" maps the file, "ram" reads it once, "auto" chooses. `activation_data_type`
     None means int8 where weights are quantised; "float32" computes the same weights in float, slower.
-    `kv_cache_dtype` None means float16 for quantised weights and float32 for float ones.
+    `kv_cache_dtype` None means float16 for quantised weights and float32 for float ones. `num_responses` is how many
+    `generate` and `generate_responses` make of one prompt, which is read once. `result_listener(increment, done)` and
+    `error_listener(exception)` serve the async calls. `prefix_cache_mb` (MB) is how much of what earlier calls have
+    computed is kept for later ones that begin alike; 0 keeps nothing.
     Raises ValueError for a value out of range and NotImplementedError for an option that is not built yet.
     """
 
@@ -59,6 +76,7 @@ class LlmInferenceOptions:
     activation_data_type: ActivationDataType | None = None
     kv_cache_dtype: CacheDataType | None = None
     cache_dir: str | PathLike[str] | None = None
+    prefix_cache_mb: int = DEFAULT_PREFIX_CACHE_MB
 
     def __post_init__(self) -> None:
         _check_choice("weights", self.weights, get_args(WeightPlacement))
@@ -66,18 +84,16 @@ class LlmInferenceOptions:
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, (None, *get_args(CacheDataType)))
         _check_choice("preferred_backend", self.preferred_backend, (None, "cpu", "gpu"))
         for name in ("max_tokens", "num_threads"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), at_least=1)
+        _check_integer("num_responses", self.num_responses, at_least=1)
+        _check_integer("prefix_cache_mb", self.prefix_cache_mb, at_least=0)
+        for name in ("result_listener", "error_listener"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise TypeError(f"{name}: expected a function, got {getattr(self, name)!r}")
         if self.preferred_backend == "gpu":
             raise NotImplementedError("preferred_backend='gpu' is not built yet; leave it out or use 'cpu'")
-        _refuse_unbuilt(
-            lora_path=self.lora_path is not None,
-            num_responses=self.num_responses != 1,
-            supported_lora_ranks=bool(self.supported_lora_ranks),
-            result_listener=self.result_listener is not None,
-            error_listener=self.error_listener is not None,
-        )
+        _refuse_unbuilt(lora_path=self.lora_path is not None, supported_lora_ranks=bool(self.supported_lora_ranks))
         self.session_options()
 
     def session_options(self) -> LlmInferenceSessionOptions:
@@ -93,7 +109,11 @@ class LlmInferenceSessionOptions:
 
     `prompt_templates` None means those that the model file carries; `PromptTemplates()` means none.
     `max_output_tokens` limits the answer alone. `stop` adds strings to the model's own stop tokens; they are never
-    printed. Raises ValueError for a value out of range and NotImplementedError for an option that is not built yet.
+    printed. `min_p` drops tokens less likely than this part of the most likely one. `presence_penalty` and
+    `frequency_penalty` (-2 to 2) make what the answer already holds less likely, `repetition_penalty` (1 is none) also
+    what the prompt holds; `logit_bias` adds to the logits of token ids. `logprobs` asks for the log-probability of
+    every token and of this many most likely ones in its place.
+    Raises ValueError for a value out of range and NotImplementedError for an option that is not built yet.
     """
 
     top_k: int = 40
@@ -115,44 +135,26 @@ class LlmInferenceSessionOptions:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise ValueError(f"stop: expected a tuple of non-empty strings, got {self.stop!r}")
-        if self.max_output_tokens is not None and self.max_output_tokens < 1:
-            raise ValueError(f"max_output_tokens: expected at least 1, got {self.max_output_tokens}")
-        _refuse_unbuilt(
-            lora=self.lora is not None,
-            presence_penalty=self.presence_penalty != 0,
-            frequency_penalty=self.frequency_penalty != 0,
-            repetition_penalty=self.repetition_penalty != 1,
-            logit_bias=bool(self.logit_bias),
-            logprobs=self.logprobs != 0,
-            response_format=self.response_format is not None,
-        )
+        if self.max_output_tokens is not None:
+            _check_integer("max_output_tokens", self.max_output_tokens, at_least=1)
+        _check_integer("logprobs", self.logprobs, at_least=0)
+        _refuse_unbuilt(lora=self.lora is not None, response_format=self.response_format is not None)
         self.sampler()
 
-    def sampler(self) -> Sampler:
-        """Return a fresh sampler with these settings; raises ValueError for a setting out of range."""
+    def sampler(self, response_index: int = 0) -> Sampler:
+        """Return a sampler with these settings; raises ValueError for a setting out of range."""
         return Sampler(
             top_k=self.top_k,
             top_p=self.top_p,
             temperature=self.temperature,
             seed=self.random_seed,
+            response_index=response_index,
             min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=self.logit_bias,
         )
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """Hold what one call produced; times are in seconds."""
-
-    texts: tuple[str, ...]
-    token_ids: tuple[tuple[int, ...], ...]
-    finish_reason: FinishReason
-    num_prompt_tokens: int
-    num_cached_tokens: int
-    num_output_tokens: int
-    seed: int
-    prefill_s: float
-    decode_s: float
-    logprobs: Any = None
 
 
 class LlmInference:
@@ -177,7 +179,9 @@ class LlmInference:
             activation_data_type=options.activation_data_type,
             kv_cache_dtype=options.kv_cache_dtype,
         )
-        self._engine = Engine(executor, max_tokens=max_tokens)
+        self._engine = Engine(executor, max_tokens=max_tokens, prefix_cache_bytes=options.prefix_cache_mb * 1_000_000)
+        self._callbacks = CallbackThread()
+        self._chat_format: ChatFormat | None = None
         self._default_options = options.session_options()
         self.load_s = time.perf_counter() - started
 
@@ -210,6 +214,24 @@ class LlmInference:
         """The number of tokens that prompt and answer may have together."""
         return self._engine.max_tokens
 
+    @classmethod
+    def load_async(
+        cls, options: LlmInferenceOptions, progress: Callable[[float], None] | None = None
+    ) -> Future[LlmInference]:
+        """Do what `create_from_options` does on a thread of its own; `progress` is called from that thread."""
+        future: Future[LlmInference] = Future()
+
+        def load() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(cls(options, progress))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=load, name="hearthlm-loading", daemon=True).start()
+        return future
+
     def generate_response(self, prompt: str) -> str:
         """Return the answer to a prompt.
 
@@ -217,32 +239,61 @@ class LlmInference:
         """
         return "".join(self.generate_response_stream(prompt))
 
+    def generate_responses(self, prompt: str) -> list[str]:
+        """Return `num_responses` answers to a prompt, which is read once; each has random numbers of its own."""
+        return list(self.generate(_checked_text(prompt)).texts)
+
     def generate_response_stream(self, prompt: str) -> Iterator[str]:
         """Yield the answer in increments as it is made; closing the iterator cancels.
 
         Increments are whole characters, and joined they are the answer. Errors as in `generate_response`, raised by
         this call and not by the first increment.
         """
-        return self.generate_stream(prompt, self._default_options)
+        return self.generate_stream(_checked_text(prompt))
 
-    def generate_stream(self, prompt: str, options: LlmInferenceSessionOptions | None = None) -> Iterator[str]:
-        """Do what `generate_response_stream` does, with options of its own."""
-        options = options or self._default_options
-        return self._answer(self._prompt_ids(prompt, options.prompt_templates), options).increments()
+    def generate_response_async(self, prompt: str, progress_listener: ResultListener | None = None) -> Future[str]:
+        """Start an answer and return its future; cancelling the future ends the work.
 
-    def generate(
-        self, prompt: str | Sequence[int], options: LlmInferenceSessionOptions | None = None
-    ) -> GenerationResult:
-        """Return the answer with its ids, counts and times; a list of ids is taken as it is, without templates."""
+        `progress_listener`, or else the options' `result_listener`, gets `(increment, done)` on one thread for all
+        calls, in order, and last `("", True)`, when the future is set. An error goes to `error_listener` and to the
+        future; a listener that raises ends its answer. What can be refused before any work is raised by this call.
+        """
+        options = self._default_options
+        call = self._call(self._ids_of(_checked_text(prompt), options), options)
+        listener = progress_listener or self._options.result_listener
+        return deliver_to_future(self._callbacks, call, listener, self._options.error_listener)
+
+    def generate_stream(self, prompt: Prompt, options: LlmInferenceSessionOptions | None = None) -> Iterator[str]:
+        """Do what `generate_response_stream` does for text, ids or messages, with options of its own."""
         options = options or self._default_options
-        if isinstance(prompt, str):
-            ids = self._prompt_ids(prompt, options.prompt_templates)
-        else:
-            ids = _checked_ids(prompt, self._model.architecture.vocab_size)
-        answer = self._answer(ids, options)
-        for _ in answer.increments():
-            pass
-        return answer.result()
+        return self._call(self._ids_of(prompt, options), options).increments()
+
+    def astream(self, prompt: Prompt, options: LlmInferenceSessionOptions | None = None) -> AsyncGenerator[str, None]:
+        """Yield the answer in increments to asyncio; closing the generator or cancelling its task ends the work."""
+        options = options or self._default_options
+        return deliver_to_asyncio(self._callbacks, self._call(self._ids_of(prompt, options), options))
+
+    def generate(self, prompt: Prompt, options: LlmInferenceSessionOptions | None = None) -> GenerationResult:
+        """Return `num_responses` answers with their ids, counts and times.
+
+        A str is put into the user's turn where the model file has turns; ids are taken as they are; messages
+        (mappings with `role` and `content`) are written with the model's chat template.
+        """
+        (result,) = self.generate_batch([prompt], options)
+        return result
+
+    def generate_batch(
+        self, prompts: Iterable[Prompt], options: LlmInferenceSessionOptions | None = None
+    ) -> list[GenerationResult]:
+        """Return what `generate` would return for each prompt, computed side by side.
+
+        Raises what is wrong with any prompt before any work; an error while generating ends the whole batch.
+        """
+        options = options or self._default_options
+        num_responses = self._options.num_responses
+        all_ids = [self._ids_of(prompt, options) for prompt in prompts]
+        calls = (self._call(ids, options, num_responses) for ids in all_ids)
+        return list(run_calls(calls, max(1, MAX_CALLS_AT_ONCE // num_responses)))
 
     def token_logprobs(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Return float32 [len(ids) - 1]: the log-probability of each id given those before it.
@@ -250,6 +301,21 @@ class LlmInference:
         The ids are taken as they are: no start token is added. Raises ContextLengthError beyond `max_tokens`.
         """
         return self._engine.score(_checked_ids(ids, self._model.architecture.vocab_size))
+
+    def embed(self, texts: str | Sequence[str], *, normalize: bool = True) -> NDArray[np.float32]:
+        """Return float32 [len(texts), embedding_dim]: the mean of the last layer's rows over each text's tokens.
+
+        The start token is counted in, no template is applied. With `normalize` each row has length 1. Raises
+        ContextLengthError beyond `max_tokens`.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        all_ids = [self._text_ids(_checked_text(text)) for text in texts]
+        rows = np.zeros((len(texts), self._model.architecture.embedding_dim), np.float32)
+        for row, ids in zip(rows, all_ids, strict=True):
+            row[:] = self._engine.embed(ids)
+        if normalize:
+            rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        return rows
 
     def size_in_tokens(self, text: str) -> int:
         """Return the number of tokens of a text, the start token not counted."""
@@ -260,9 +326,17 @@ class LlmInference:
         """What the file says about the model."""
         return self._model.info
 
+    @property
+    def chat_format(self) -> ChatFormat:
+        """How this model's conversations are written; raises UnsupportedModelError if nothing says so."""
+        if self._chat_format is None:
+            self._chat_format = chat_format(self._model)
+        return self._chat_format
+
     def close(self) -> None:
         """Cancel what is under way and give threads and memory back; later calls raise EngineClosedError."""
         self._engine.close()
+        self._callbacks.join()
 
     def __enter__(self) -> LlmInference:
         return self
@@ -272,20 +346,34 @@ class LlmInference:
     ) -> None:
         self.close()
 
-    def _prompt_ids(self, prompt: str, templates: PromptTemplates | None) -> list[int]:
-        """Return the start token and the prompt inside the user's turn, where the model has turns."""
-        if not isinstance(prompt, str):
-            raise TypeError(f"prompt: expected a str, got {type(prompt).__name__}")
-        templates = self._model.prompt_templates if templates is None else templates
-        text = (
-            templates.session_prefix + templates.user.prefix + prompt + templates.user.suffix + templates.model.prefix
-        )
+    def _ids_of(self, prompt: Prompt, options: LlmInferenceSessionOptions) -> list[int]:
+        """Return the context that a prompt makes, checked to leave room for an answer."""
+        if isinstance(prompt, str):
+            turns = self._templates(options)
+            ids = self._text_ids(
+                turns.session_prefix + turns.user.prefix + prompt + turns.user.suffix + turns.model.prefix
+            )
+        elif len(prompt) and isinstance(prompt[0], Mapping):
+            ids = self._checked_by_model(self.chat_format.encode(cast("Sequence[Message]", prompt)))
+        else:
+            ids = _checked_ids(cast("Sequence[int]", prompt), self._model.architecture.vocab_size)
+        self._engine.check_room(len(ids))
+        return ids
+
+    def _templates(self, options: LlmInferenceSessionOptions) -> PromptTemplates:
+        return self._model.prompt_templates if options.prompt_templates is None else options.prompt_templates
+
+    def _text_ids(self, text: str, *, at_start: bool = True) -> list[int]:
+        """Return the ids of a text, at the start of a context after the start token, once."""
         start = self._model.start_id
-        if start is None:
+        if start is None or not at_start:
             ids = self.tokenizer.encode(text)
         else:  # a start token that was written out is the one that is added anyway, not a second one
             ids = self.tokenizer.encode(text.removeprefix(self.tokenizer.piece(start)))
             ids = ids if ids[:1] == [start] else [start, *ids]
+        return self._checked_by_model(ids)
+
+    def _checked_by_model(self, ids: list[int]) -> list[int]:
         if max(ids, default=0) >= (vocab_size := self._model.architecture.vocab_size):
             raise ModelFormatError(
                 f"{self._options.model_path}: the prompt holds token {max(ids)}, but the model knows only {vocab_size}"
@@ -293,63 +381,33 @@ class LlmInference:
             )
         return ids
 
-    def _answer(self, ids: Sequence[int], options: LlmInferenceSessionOptions) -> _Answer:
-        self._engine.check_room(len(ids))
+    def _call(self, ids: Sequence[int], options: LlmInferenceSessionOptions, num_responses: int = 1) -> Call:
+        """Return a call from an empty context."""
         session = Session(self._engine)
-        session.append(ids)
-        return _Answer(session, self._model, options)
+        return self._call_in(session, lambda: ids, options, num_responses, on_end=lambda _: session.close())
 
-
-class _Answer:
-    """Turn the ids of one generation into text."""
-
-    def __init__(self, session: Session, model: Model, options: LlmInferenceSessionOptions) -> None:
-        self._session = session
-        self._options = options
-        self._decoder = StreamDecoder(model.tokenizer, prompt_tail_ids=session.ids)
-        self._stops = StopMatcher((*model.stop_strings, *options.stop))
-        self._num_prompt_ids = len(session.ids)
-        self._tokens = session.generate(
-            sampler=options.sampler(), stop_ids=model.stop_ids, max_output_tokens=options.max_output_tokens
-        )
-        self._stopped = False
-        self._text: list[str] = []
-
-    def increments(self) -> Generator[str, None, None]:
-        try:
-            for token in self._tokens:
-                yield from self._printable(self._decoder.push(token))
-                if self._stopped:
-                    return
-            yield from self._printable(self._decoder.finish())
-            if not self._stopped and (rest := self._stops.finish()):
-                self._text.append(rest)
-                yield rest
-        finally:
-            self._tokens.close()
-            self._session.close()
-
-    def _printable(self, text: str) -> Iterator[str]:
-        printable, self._stopped = self._stops.push(text)
-        if printable:
-            self._text.append(printable)
-            yield printable
-
-    def result(self) -> GenerationResult:
-        """Return everything about the answer once its increments are exhausted or closed."""
-        finished = self._session.last_generation
-        assert finished is not None  # a generation that failed has raised
-        ids = tuple(self._session.ids[self._num_prompt_ids :])
-        return GenerationResult(
-            texts=("".join(self._text),),
-            token_ids=(ids,),
-            finish_reason="stop" if self._stopped else finished.reason,
-            num_prompt_tokens=finished.num_prompt_tokens,
-            num_cached_tokens=finished.num_cached_tokens,
-            num_output_tokens=len(ids),
-            seed=self._options.random_seed,
-            prefill_s=finished.prefill_s,
-            decode_s=finished.decode_s,
+    def _call_in(
+        self,
+        session: Session,
+        context: Callable[[], Sequence[int]],
+        options: LlmInferenceSessionOptions,
+        num_responses: int,
+        *,
+        on_end: Callable[[Answer | None], None],
+    ) -> Call:
+        for token_id in options.logit_bias or ():
+            if token_id >= (vocab_size := self._model.architecture.vocab_size):
+                raise ValueError(f"logit_bias: expected token ids below {vocab_size}, got {token_id}")
+        return Call(
+            session,
+            context,
+            [options.sampler(i) for i in range(num_responses)],
+            tokenizer=self.tokenizer,
+            stop_ids=self._model.stop_ids,
+            stop_strings=(*self._model.stop_strings, *options.stop),
+            max_output_tokens=options.max_output_tokens,
+            num_logprobs=options.logprobs,
+            on_end=on_end,
         )
 
 
@@ -367,6 +425,17 @@ def _checked_ids(ids: Sequence[int], vocab_size: int) -> list[int]:
         if not 0 <= i < vocab_size:
             raise ValueError(f"ids: expected 0 to {vocab_size - 1}, got {i}")
     return checked
+
+
+def _checked_text(prompt: object) -> str:
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt: expected a str, got {type(prompt).__name__}")
+    return prompt
+
+
+def _check_integer(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name}: expected an integer of at least {at_least}, got {value!r}")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -7,19 +7,22 @@ from typing import Any
 
 from hearthlm.errors import UnsupportedModelError
 from hearthlm.models.config_fields import ConfigFields
+from hearthlm.models.falcon import FALCON
 from hearthlm.models.family import Family
 from hearthlm.models.gemma import GEMMA
 from hearthlm.models.gemma2 import GEMMA2
 from hearthlm.models.gemma3 import GEMMA3
+from hearthlm.models.gpt2 import GPT2
 from hearthlm.models.llama import LLAMA
 from hearthlm.models.mistral import MISTRAL
 from hearthlm.models.olmo2 import OLMO2
 from hearthlm.models.params import Architecture
 from hearthlm.models.phi import PHI
+from hearthlm.models.phi3 import PHI3
 from hearthlm.models.qwen import QWEN2, QWEN3
 from hearthlm.models.stablelm import STABLELM
 
-_ALL = (GEMMA, GEMMA2, GEMMA3, LLAMA, MISTRAL, OLMO2, PHI, QWEN2, QWEN3, STABLELM)
+_ALL = (FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, LLAMA, MISTRAL, OLMO2, PHI, PHI3, QWEN2, QWEN3, STABLELM)
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 

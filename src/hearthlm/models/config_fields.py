@@ -15,16 +15,19 @@ from hearthlm.models.params import MAX_LAYERS, Llama3Scaling, Rope
 # Fields that do not change what a forward pass computes.
 _WITHOUT_EFFECT = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout auto_map
+    _attn_implementation _attn_implementation_autoset _name_or_path _num_labels architectures attention_dropout
+    attn_pdrop auto_map
     begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward diversity_penalty do_sample dtype
     early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
-    finetuning_task forced_bos_token_id forced_eos_token_id hidden_dropout id2label initializer_range label2id
-    length_penalty max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams
-    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
-    problem_type remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
-    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unsloth_fixed
-    unsloth_version use_bfloat16 use_cache
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label
+    initializer_range is_llama_config label2id length_penalty max_length min_length model_type n_special
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
+    output_past output_scores pad_token_id predict_special_tokens prefix pretraining_tp problem_type
+    remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate sep_token_id
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype
+    torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
+    use_cache
     """.split()  # noqa: SIM905
 )
 
@@ -39,6 +42,8 @@ _MUST_BE: Mapping[str, tuple[Any, ...]] = {
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
 }
+
+_LARGEST_INTEGER = 1 << 53  # of those that a float can count
 
 
 class ConfigFields:
@@ -59,7 +64,7 @@ class ConfigFields:
 
     def integer(self, name: str, default: int | None = None) -> int:
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _LARGEST_INTEGER:
             raise self._refuse(name, "an integer", value)
         return value
 
@@ -69,9 +74,17 @@ class ConfigFields:
             raise self._refuse(name, "a positive integer", value)
         return value
 
+    def divisor(self, name: str, of: int, default: int) -> int:
+        """Return a positive integer that divides `of`."""
+        value = self.positive(name, default)
+        if of % value:
+            raise self._refuse(name, f"a divisor of {of}", value)
+        return value
+
     def number(self, name: str, default: float | None = None) -> float:
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= _LARGEST_INTEGER:  # nor is NaN
             raise self._refuse(name, "a number", value)
         return float(value)
 
@@ -125,15 +138,15 @@ class ConfigFields:
                 raise self._refuse("layer_types", f"entries among {', '.join(known)}", entry)
         return tuple(known[entry] for entry in types)
 
-    def rope(self, head_dim: int, default_base: float, default_partial: float = 1.0) -> Rope:
+    def rope(self, head_dim: int, default_base: float, default_partial: float | None = None) -> Rope:
         """Read the one set of rotary parameters of a model, in either schema.
 
-        `default_partial` is the part of the head that turns where the config does not say it.
+        `default_partial` is the part of the head that turns where the config does not say it; None: all, always.
         """
         theta = self.number("rope_theta", default_base)
         scaling, parameters = self.get("rope_scaling"), self.get("rope_parameters")
-        partial = default_partial
-        if default_partial != 1.0:
+        partial = 1.0
+        if default_partial is not None:
             partial = self.number("partial_rotary_factor", default_partial)
             if isinstance(parameters, dict):
                 partial = ConfigFields(parameters, self._where).number("partial_rotary_factor", partial)

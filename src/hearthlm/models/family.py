@@ -15,16 +15,61 @@ QuantizationGroup = Literal["attention", "feed_forward", "embedding"]
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Say how a checkpoint stores a tensor that is not alone under its name as (out, in).
+
+    `roles` are those whose rows lie in the tensor `name`, the own one included, one below the other; with `by_head`
+    head by head: the rows of the first key-value head of each role, then those of the second ...
+    `transposed` says that the tensor is (in, out).
+    """
+
+    name: str
+    roles: tuple[str, ...] = ()
+    by_head: bool = False
+    transposed: bool = False
+
+
+def linear_names(name: str, *roles: str, by_head: bool = False, transposed: bool = False) -> dict[str, Stored]:
+    """Return the entries of `checkpoint_names` for a matrix, or several in one, and for the bias beside it."""
+    biases = tuple(f"{role}.bias" for role in roles)
+    return {
+        **dict.fromkeys(roles, Stored(f"{name}.weight", roles, by_head, transposed)),
+        **dict.fromkeys(biases, Stored(f"{name}.bias", biases, by_head)),
+    }
+
+
+def norm_names(name: str, role: str) -> dict[str, str]:
+    """Return the entries of `checkpoint_names` for a norm and its bias."""
+    return {f"{role}.scale": f"{name}.weight", f"{role}.bias": f"{name}.bias"}
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Say which rows of a checkpoint's tensor are a tensor of the model.
+
+    `shape` is that of the whole as stored. Its rows, the columns if `transposed`, are `num_groups` groups of one
+    length; in each the wanted ones begin at `begin`.
+    """
+
+    shape: tuple[int, ...]
+    begin: int = 0
+    num_groups: int = 1
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """Name one tensor of a model in the checkpoint and in a MediaPipe file.
 
     `shape` is (out, in) for a matrix and (length,) for a vector; `group` is None for what is never quantised.
-    A MediaPipe file may use any of `bin_names`; the first is the one that is written.
+    `checkpoint_rows` says where it lies in the checkpoint's tensor. A MediaPipe file may use any of `bin_names`; the
+    first is the one that is written.
     """
 
     role: str
     shape: tuple[int, ...]
     checkpoint_name: str
+    checkpoint_rows: StoredRows
     bin_names: tuple[str, ...]
     group: QuantizationGroup | None
 
@@ -96,6 +141,7 @@ class FileTraits:
     window: int | None = None
     local_layers_per_global: int = 0
     parallel_residual: bool = False
+    alibi: bool = False
     activation: Mapping[str, Activation] | None = None
 
 
@@ -106,7 +152,7 @@ class Family:
     name: str
     config_types: tuple[str, ...]  # `model_type` of config.json
     read_config: Callable[[ConfigFields], Architecture]
-    checkpoint_names: Mapping[str, str]
+    checkpoint_names: Mapping[str, str | Stored]
     bin_names: Mapping[str, str | tuple[str, ...]]
     file_traits: Mapping[int, FileTraits]  # by LlmModelType
     chat: PromptTemplates | None = None
@@ -175,6 +221,7 @@ class Family:
             final_soft_cap=d.final_soft_cap or None,
             gated="layers.{i}.feed_forward.gate" in self.bin_names,
             parallel_residual=traits.parallel_residual,
+            alibi=traits.alibi,
             tied_embedding="embedding" not in self.bin_names or "logits" not in self.bin_names,
             qkv_bias=d.qkv_bias,
             attention_output_bias=d.attention_output_bias,
@@ -184,17 +231,34 @@ class Family:
 
     def tensors(self, architecture: Architecture) -> Iterator[TensorSpec]:
         """Yield every tensor that `architecture` needs, layer by layer."""
-        for role, shape, group in _roles(architecture):
-            template, _, number = role.partition("#")
+        roles = [(*role.partition("#")[::2], shape, group) for role, shape, group in _roles(architecture)]
+        shapes = {template: shape for template, _, shape, _ in roles}
+        for template, number, shape, group in roles:
+            stored = self.checkpoint_names[template]
+            stored = Stored(stored) if isinstance(stored, str) else stored
             bin_names = self.bin_names.get(template, ())
             bin_names = (bin_names,) if isinstance(bin_names, str) else bin_names
             yield TensorSpec(
                 role=template.replace("{i}", number),
                 shape=shape,
-                checkpoint_name=self.checkpoint_names[template].replace("{i}", number),
+                checkpoint_name=stored.name.replace("{i}", number),
+                checkpoint_rows=_stored_rows(stored, template, shapes, architecture.num_kv_heads),
                 bin_names=tuple(name.replace("{i}", number) for name in bin_names),
                 group=group,
             )
+
+
+def _stored_rows(stored: Stored, role: str, shapes: Mapping[str, tuple[int, ...]], num_kv_heads: int) -> StoredRows:
+    roles = stored.roles or (role,)
+    whole = (sum(shapes[r][0] for r in roles), *shapes[role][1:])
+    num_groups = num_kv_heads if stored.by_head else 1
+    before = sum(shapes[r][0] for r in roles[: roles.index(role)])
+    return StoredRows(
+        shape=whole[::-1] if stored.transposed else whole,
+        begin=before // num_groups,
+        num_groups=num_groups,
+        transposed=stored.transposed,
+    )
 
 
 def _attention_scale(d: FileParameters) -> float:
@@ -275,6 +339,38 @@ GEMMA_BIN_NAMES: Mapping[str, str] = {
     "layers.{i}.feed_forward.down": _LAYER + "ff_layer.ffn_layer2.w",
 }
 
+# Phi's, with biases.
+PHI_BIN_NAMES: Mapping[str, str] = {
+    "embedding": "params.lm.token_embedding.w",
+    "final_norm.scale": "params.lm.final_ln.scale",
+    "final_norm.bias": "params.lm.final_ln.bias",
+    "logits": "params.lm.softmax.logits_ffn.linear.w",
+    "logits.bias": "params.lm.softmax.logits_ffn.bias.b",
+    "layers.{i}.attention_norm.scale": _LAYER + "pre_layer_norm.scale",
+    "layers.{i}.attention_norm.bias": _LAYER + "pre_layer_norm.bias",
+    "layers.{i}.attention.query": _ATTENTION + "q.linear.w",
+    "layers.{i}.attention.query.bias": _ATTENTION + "q.bias.b",
+    "layers.{i}.attention.key": _ATTENTION + "k.linear.w",
+    "layers.{i}.attention.key.bias": _ATTENTION + "k.bias.b",
+    "layers.{i}.attention.value": _ATTENTION + "v.linear.w",
+    "layers.{i}.attention.value.bias": _ATTENTION + "v.bias.b",
+    "layers.{i}.attention.output": _ATTENTION + "post.linear.w",
+    "layers.{i}.attention.output.bias": _ATTENTION + "post.bias.b",
+    "layers.{i}.feed_forward.up": _LAYER + "ff_layer.ffn_layer1.linear.w",
+    "layers.{i}.feed_forward.up.bias": _LAYER + "ff_layer.ffn_layer1.bias.b",
+    "layers.{i}.feed_forward.down": _LAYER + "ff_layer.ffn_layer2.linear.w",
+    "layers.{i}.feed_forward.down.bias": _LAYER + "ff_layer.ffn_layer2.bias.b",
+}
+
+# The converter names this norm one way for the CPU and another for the GPU.
+TWICE_NAMED_NORM: Mapping[str, tuple[str, str]] = {
+    "layers.{i}.feed_forward_norm.scale": (_LAYER + "ff_layer.pre_layer_norm.scale", _LAYER + "post_layer_norm.scale"),
+    "layers.{i}.feed_forward_norm.bias": (_LAYER + "ff_layer.pre_layer_norm.bias", _LAYER + "post_layer_norm.bias"),
+}
+
+# What lies in one tensor where a checkpoint joins the projections.
+QKV = ("layers.{i}.attention.query", "layers.{i}.attention.key", "layers.{i}.attention.value")
+
 # The names that Llama gave its tensors, and most families after it.
 LLAMA_CHECKPOINT_NAMES: Mapping[str, str] = {
     "embedding": "model.embed_tokens.weight",
@@ -341,9 +437,9 @@ def gemma_norm(fields: ConfigFields) -> Norm:
     return Norm("rms", fields.number("rms_norm_eps", 1e-6), scale_offset=1.0)
 
 
-def activation(fields: ConfigFields, default: str) -> Activation:
-    """Read `hidden_act`."""
-    return ACTIVATION_NAMES[fields.choice("hidden_act", {name: name for name in ACTIVATION_NAMES}, default)]
+def activation(fields: ConfigFields, default: str, name: str = "hidden_act") -> Activation:
+    """Read the activation from the field `name`."""
+    return ACTIVATION_NAMES[fields.choice(name, {known: known for known in ACTIVATION_NAMES}, default)]
 
 
 def dimensions(fields: ConfigFields, **defaults: int) -> dict[str, Any]:

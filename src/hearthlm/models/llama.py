@@ -16,6 +16,7 @@ def _read_config(fields: ConfigFields) -> Architecture:
         num_attention_heads=32,
         max_position_embeddings=2048,
     )
+    fields.require("rope_interleaved", False)
     attention_bias = fields.flag("attention_bias", False)
     norm = Norm("rms", fields.number("rms_norm_eps", 1e-6))
     return Architecture(

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from hearthlm.models.config_fields import ConfigFields
-from hearthlm.models.family import LLAMA_CHECKPOINT_NAMES, Family, FileTraits, activation, dimensions
+from hearthlm.models.family import (
+    LLAMA_CHECKPOINT_NAMES,
+    PHI_BIN_NAMES,
+    Family,
+    FileTraits,
+    activation,
+    dimensions,
+    linear_names,
+    norm_names,
+)
 from hearthlm.models.params import Architecture, Layer, Norm
 
 
@@ -37,46 +46,19 @@ def _read_config(fields: ConfigFields) -> Architecture:
     )
 
 
-_LAYER = "params.lm.transformer.x_layers_{i}."
-_ATTENTION = _LAYER + "self_attention."
-
 PHI = Family(
     name="phi",
     config_types=("phi",),
     read_config=_read_config,
     checkpoint_names={
         **LLAMA_CHECKPOINT_NAMES,
-        "final_norm.scale": "model.final_layernorm.weight",
-        "final_norm.bias": "model.final_layernorm.bias",
+        **norm_names("model.final_layernorm", "final_norm"),
         "logits.bias": "lm_head.bias",
-        "layers.{i}.attention.output": "model.layers.{i}.self_attn.dense.weight",
-        "layers.{i}.attention.output.bias": "model.layers.{i}.self_attn.dense.bias",
-        "layers.{i}.feed_forward.up": "model.layers.{i}.mlp.fc1.weight",
-        "layers.{i}.feed_forward.up.bias": "model.layers.{i}.mlp.fc1.bias",
-        "layers.{i}.feed_forward.down": "model.layers.{i}.mlp.fc2.weight",
-        "layers.{i}.feed_forward.down.bias": "model.layers.{i}.mlp.fc2.bias",
+        **linear_names("model.layers.{i}.self_attn.dense", "layers.{i}.attention.output"),
+        **linear_names("model.layers.{i}.mlp.fc1", "layers.{i}.feed_forward.up"),
+        **linear_names("model.layers.{i}.mlp.fc2", "layers.{i}.feed_forward.down"),
     },
-    bin_names={
-        "embedding": "params.lm.token_embedding.w",
-        "final_norm.scale": "params.lm.final_ln.scale",
-        "final_norm.bias": "params.lm.final_ln.bias",
-        "logits": "params.lm.softmax.logits_ffn.linear.w",
-        "logits.bias": "params.lm.softmax.logits_ffn.bias.b",
-        "layers.{i}.attention_norm.scale": _LAYER + "pre_layer_norm.scale",
-        "layers.{i}.attention_norm.bias": _LAYER + "pre_layer_norm.bias",
-        "layers.{i}.attention.query": _ATTENTION + "q.linear.w",
-        "layers.{i}.attention.query.bias": _ATTENTION + "q.bias.b",
-        "layers.{i}.attention.key": _ATTENTION + "k.linear.w",
-        "layers.{i}.attention.key.bias": _ATTENTION + "k.bias.b",
-        "layers.{i}.attention.value": _ATTENTION + "v.linear.w",
-        "layers.{i}.attention.value.bias": _ATTENTION + "v.bias.b",
-        "layers.{i}.attention.output": _ATTENTION + "post.linear.w",
-        "layers.{i}.attention.output.bias": _ATTENTION + "post.bias.b",
-        "layers.{i}.feed_forward.up": _LAYER + "ff_layer.ffn_layer1.linear.w",
-        "layers.{i}.feed_forward.up.bias": _LAYER + "ff_layer.ffn_layer1.bias.b",
-        "layers.{i}.feed_forward.down": _LAYER + "ff_layer.ffn_layer2.linear.w",
-        "layers.{i}.feed_forward.down.bias": _LAYER + "ff_layer.ffn_layer2.bias.b",
-    },
+    bin_names=PHI_BIN_NAMES,
     file_traits={  # PHI_2
         11: FileTraits(context_length=2048, norm_eps=1e-5, rotary_part=0.4, parallel_residual=True)
     },

@@ -6,6 +6,7 @@ from hearthlm.models.config_fields import ConfigFields
 from hearthlm.models.family import (
     GEMMA_BIN_NAMES,
     LLAMA_CHECKPOINT_NAMES,
+    TWICE_NAMED_NORM,
     Family,
     FileTraits,
     activation,
@@ -54,12 +55,7 @@ STABLELM = Family(
         "logits": "params.lm.softmax.logits_ffn.w",
         "final_norm.bias": "params.lm.final_ln.bias",
         "layers.{i}.attention_norm.bias": _LAYER + "pre_layer_norm.bias",
-        # The converter names this norm one way for the CPU and another for the GPU.
-        "layers.{i}.feed_forward_norm.scale": (
-            _LAYER + "ff_layer.pre_layer_norm.scale",
-            _LAYER + "post_layer_norm.scale",
-        ),
-        "layers.{i}.feed_forward_norm.bias": (_LAYER + "ff_layer.pre_layer_norm.bias", _LAYER + "post_layer_norm.bias"),
+        **TWICE_NAMED_NORM,
     },
     file_traits={8: FileTraits(context_length=4096, norm_eps=1e-5, rotary_part=0.25)},  # STABLELM_4E1T_3B
     bytes_to_unicode=True,

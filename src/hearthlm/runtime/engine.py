@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from hearthlm import kernels
 from hearthlm.errors import ContextLengthError, EngineClosedError
 from hearthlm.runtime.executor import Executor, ForwardRequest, State, Wanted
-from hearthlm.runtime.sampler import Sampler
+from hearthlm.runtime.prefix_cache import PrefixCache
+from hearthlm.runtime.sampler import Sampler, TokenLogprobs, token_logprobs
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -50,16 +51,20 @@ class _Work:
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def wanted(self, num_ids: int) -> Wanted:
-        """Say which logits are needed of a chunk of the next `num_ids`."""
+        """Say what is needed of a chunk of the next `num_ids`."""
         raise NotImplementedError
 
     def max_rows(self, vocab_size: int) -> int:
         """Return how many ids may be fed in one step."""
         return PREFILL_CHUNK
 
-    def accept(self, ids: Sequence[int], logits: NDArray[np.float32] | None, pool: kernels.ThreadPool) -> bool:
+    def accept(self, ids: Sequence[int], rows: NDArray[np.float32] | None, pool: kernels.ThreadPool) -> bool:
         """Take the result of a chunk; return True when nothing is left to do."""
         raise NotImplementedError
+
+    def successors(self) -> Sequence[_Work]:
+        """Return what can begin now that this is done."""
+        return ()
 
     def fail(self, error: BaseException) -> None:
         raise NotImplementedError
@@ -68,14 +73,19 @@ class _Work:
         """End the request before its next step."""
         self.cancelled.set()
 
+    def is_cancelled(self) -> bool:
+        return self.cancelled.is_set()
+
     def on_cancelled(self) -> None:
         raise NotImplementedError
 
 
 class Generation(_Work):
-    """Yield the ids of one answer as they are made; `finished` is set once the last is out.
+    """Make the ids of one answer; `finished` is set once the last has been taken.
 
     The state has then seen the prompt and every id, but for the last one where the answer ended by its length.
+    `logprobs` holds an entry for every id that has been taken, if any were asked for. `on_event` is called by the
+    scheduler whenever there is something to take.
     """
 
     def __init__(
@@ -83,68 +93,77 @@ class Generation(_Work):
         state: State,
         prompt_ids: Sequence[int],
         *,
+        context_ids: Sequence[int],
         sampler: Sampler,
         stop_ids: Collection[int],
         max_output_tokens: int,
+        num_logprobs: int = 0,
     ) -> None:
         super().__init__(state, deque(prompt_ids))
         self._sampler = sampler
         self._stop_ids = frozenset(stop_ids)
         self._max_output_tokens = max_output_tokens
+        self._num_logprobs = num_logprobs
+        self._context_ids = tuple(context_ids) if sampler.penalises else ()
         self._num_cached_tokens = state.length
-        self._num_prompt_tokens = state.length + len(prompt_ids)
-        self._num_output_tokens = 0
+        self._num_prompt_tokens = len(context_ids)
+        self._output_ids: list[int] = []
         self._events: queue.SimpleQueue[int | FinishedGeneration | BaseException] = queue.SimpleQueue()
         self._started = time.perf_counter()
         self._first_token: float | None = None
         self._failed = False
+        self.logprobs: list[TokenLogprobs] = []
         self.finished: FinishedGeneration | None = None
+        self.on_event: Callable[[], None] | None = None
 
-    def __iter__(self) -> Iterator[int]:
-        while self.finished is None and not self._failed:
-            event = self._events.get()
-            if isinstance(event, int):
-                yield event
-            else:
-                self._end(event)
+    def take(self, *, block: bool = True) -> int | None:
+        """Return the next id, None once there is no other; raises what made the generation fail.
 
-    def join(self) -> None:
-        """Wait until the scheduler has let go of the state; ids that were not read are lost."""
-        # At the end of the process the scheduler's thread is frozen already and would never answer.
-        while self.finished is None and not self._failed and not sys.is_finalizing():
-            event = self._events.get()
-            if not isinstance(event, int):
-                self._end(event)
-
-    def _end(self, event: FinishedGeneration | BaseException) -> None:
+        Without `block`, raises queue.Empty where nothing has come yet.
+        """
+        if self.finished is not None or self._failed:
+            return None
+        event = self._events.get(block)
+        if isinstance(event, int):
+            return event
+        self._events.put(event)  # for whoever else waits
         if isinstance(event, FinishedGeneration):
             self.finished = event
-        else:
-            self._failed = True
-            raise event
+            return None
+        self._failed = True
+        raise event
+
+    def join(self) -> None:
+        """Wait until the scheduler has let go of the state; ids that were not taken are lost."""
+        # At the end of the process the scheduler's thread is frozen already and would never answer.
+        while self.finished is None and not self._failed and not sys.is_finalizing():
+            self.take()
 
     def wanted(self, num_ids: int) -> Wanted:
         return "last" if num_ids == len(self.pending) else "none"
 
-    def accept(self, ids: Sequence[int], logits: NDArray[np.float32] | None, pool: kernels.ThreadPool) -> bool:
-        if logits is None:
+    def accept(self, ids: Sequence[int], rows: NDArray[np.float32] | None, pool: kernels.ThreadPool) -> bool:
+        if rows is None:
             return False
-        chosen = self._sampler.sample(logits[-1], self.state.length)
+        logits = rows[-1]
+        chosen = self._sampler.sample(logits, self.state.length, self._output_ids, self._context_ids)
         if self._first_token is None:
             self._first_token = time.perf_counter()
         if chosen in self._stop_ids:
             self._finish("stop")
             return True
-        self._num_output_tokens += 1
-        self._events.put(chosen)
-        if self._num_output_tokens >= self._max_output_tokens:
+        self._output_ids.append(chosen)
+        if self._num_logprobs:
+            self.logprobs.append(token_logprobs(logits, chosen, self._num_logprobs, pool))
+        self._put(chosen)
+        if len(self._output_ids) >= self._max_output_tokens:
             self._finish("length")
             return True
         self.pending.append(chosen)
         return False
 
     def fail(self, error: BaseException) -> None:
-        self._events.put(error)
+        self._put(error)
 
     def on_cancelled(self) -> None:
         self._finish("cancelled")
@@ -152,29 +171,66 @@ class Generation(_Work):
     def _finish(self, reason: FinishReason) -> None:
         now = time.perf_counter()
         first = self._first_token or now
-        self._events.put(
+        self._put(
             FinishedGeneration(
                 reason=reason,
                 num_prompt_tokens=self._num_prompt_tokens,
                 num_cached_tokens=self._num_cached_tokens,
-                num_output_tokens=self._num_output_tokens,
+                num_output_tokens=len(self._output_ids),
                 prefill_s=first - self._started,
                 decode_s=now - first,
             )
         )
 
+    def _put(self, event: int | FinishedGeneration | BaseException) -> None:
+        self._events.put(event)
+        if self.on_event is not None:
+            self.on_event()
 
-class Scoring(_Work):
-    """Compute the log-probability of each id given those before it."""
+
+class _SharedPrompt(_Work):
+    """Read a prompt once for several answers; each then goes on from a fork of the state, the first from itself."""
+
+    def __init__(self, state: State, ids: Sequence[int], generations: Sequence[Generation]) -> None:
+        super().__init__(state, deque(ids))
+        self._generations = generations
+
+    def wanted(self, num_ids: int) -> Wanted:
+        return "none"
+
+    def accept(self, ids: Sequence[int], rows: NDArray[np.float32] | None, pool: kernels.ThreadPool) -> bool:
+        return not self.pending
+
+    def successors(self) -> Sequence[_Work]:
+        for generation in self._generations[1:]:
+            generation.state = self.state.fork()
+        return self._generations
+
+    def fail(self, error: BaseException) -> None:
+        for generation in self._generations:
+            generation.fail(error)
+
+    def cancel(self) -> None:
+        for generation in self._generations:
+            generation.cancel()
+
+    def is_cancelled(self) -> bool:
+        return all(generation.is_cancelled() for generation in self._generations)
+
+    def on_cancelled(self) -> None:
+        for generation in self._generations:
+            generation.on_cancelled()
+
+
+class _Awaited(_Work):
+    """Hold a request whose caller waits for the whole result."""
 
     def __init__(self, state: State, ids: Sequence[int]) -> None:
-        super().__init__(state, deque(ids[:-1]))
-        self._ids = ids
-        self._logprobs: list[NDArray[np.float32]] = []
+        super().__init__(state, deque(ids))
         self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-    def result(self) -> NDArray[np.float32]:
-        """Wait for float32 [len(ids) - 1]; interrupted, wait only until the scheduler has let go of the state."""
+    def wait(self) -> None:
+        """Wait for the end; interrupted, wait only until the scheduler has let go of the state."""
         try:
             error = self._done.get()
         except BaseException:
@@ -183,6 +239,35 @@ class Scoring(_Work):
             raise
         if error is not None:
             raise error
+
+    def accept(self, ids: Sequence[int], rows: NDArray[np.float32] | None, pool: kernels.ThreadPool) -> bool:
+        assert rows is not None  # wanted for all
+        self.take_rows(rows, pool)
+        if self.pending:
+            return False
+        self._done.put(None)
+        return True
+
+    def take_rows(self, rows: NDArray[np.float32], pool: kernels.ThreadPool) -> None:
+        raise NotImplementedError
+
+    def fail(self, error: BaseException) -> None:
+        self._done.put(error)
+
+    def on_cancelled(self) -> None:
+        self.fail(EngineClosedError("the model was closed before the answer was complete"))
+
+
+class Scoring(_Awaited):
+    """Compute the log-probability of each id given those before it, float32 [len(ids) - 1]."""
+
+    def __init__(self, state: State, ids: Sequence[int]) -> None:
+        super().__init__(state, ids[:-1])
+        self._ids = ids
+        self._logprobs: list[NDArray[np.float32]] = []
+
+    def result(self) -> NDArray[np.float32]:
+        self.wait()
         return np.concatenate(self._logprobs)
 
     def wanted(self, num_ids: int) -> Wanted:
@@ -191,69 +276,109 @@ class Scoring(_Work):
     def max_rows(self, vocab_size: int) -> int:
         return max(1, min(PREFILL_CHUNK, MAX_LOGIT_BYTES_PER_STEP // (4 * vocab_size)))
 
-    def accept(self, ids: Sequence[int], logits: NDArray[np.float32] | None, pool: kernels.ThreadPool) -> bool:
-        assert logits is not None  # wanted for all
+    def take_rows(self, rows: NDArray[np.float32], pool: kernels.ThreadPool) -> None:
         end = self.state.length + 1
-        targets = np.asarray(self._ids[end - len(ids) : end], dtype=np.int32)
-        self._logprobs.append(kernels.log_softmax_at(logits, targets, pool))
-        if not self.pending:
-            self._done.put(None)
-            return True
-        return False
+        targets = np.asarray(self._ids[end - len(rows) : end], dtype=np.int32)
+        self._logprobs.append(kernels.log_softmax_at(rows, targets, pool))
 
-    def fail(self, error: BaseException) -> None:
-        self._done.put(error)
 
-    def on_cancelled(self) -> None:
-        self.fail(EngineClosedError("the scoring was cancelled"))
+class Embedding(_Awaited):
+    """Compute the mean of the last layer's normed rows over all ids, float32 [embedding_dim]."""
+
+    def __init__(self, state: State, ids: Sequence[int]) -> None:
+        super().__init__(state, ids)
+        self._num_ids = len(ids)
+        self._sum: NDArray[np.float64] | None = None
+
+    def result(self) -> NDArray[np.float32]:
+        self.wait()
+        assert self._sum is not None  # at least one id was fed
+        return (self._sum / self._num_ids).astype(np.float32)
+
+    def wanted(self, num_ids: int) -> Wanted:
+        return "hidden"
+
+    def take_rows(self, rows: NDArray[np.float32], pool: kernels.ThreadPool) -> None:
+        wide = rows.astype(np.float64)
+        if self._sum is not None:
+            wide = np.concatenate([self._sum[None], wide])
+        # Row after row, so that the sum does not depend on how the text was divided into chunks.
+        self._sum = np.add.accumulate(wide, axis=0)[-1]
 
 
 class Engine:
     """Run requests on one executor; any thread may submit, any number at once."""
 
-    def __init__(self, executor: Executor, *, max_tokens: int) -> None:
+    def __init__(self, executor: Executor, *, max_tokens: int, prefix_cache_bytes: int = 0) -> None:
         self.executor = executor
         self.max_tokens = max_tokens
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self._lock = threading.Lock()
         self._incoming: list[_Work] = []
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def new_state(self) -> State:
-        return self.executor.new_state()
+    def new_state(self, ids: Sequence[int] = ()) -> State:
+        """Return a state for a text that begins with `ids`: empty, or one that has seen a part of them before."""
+        return (self._prefixes.take(ids) if ids else None) or self.executor.new_state()
+
+    def keep_state(self, ids: Sequence[int], state: State) -> None:
+        """Remember what `state` has computed for the beginning of `ids`, within the budget."""
+        if not self._closed:
+            self._prefixes.keep(ids, state)
 
     def check_room(self, num_tokens: int) -> None:
         """Raise ContextLengthError unless a context of `num_tokens` has room for one more."""
         if num_tokens >= self.max_tokens:
             raise ContextLengthError(num_tokens, self.max_tokens)
 
-    def generate(
+    def prepare(
         self,
         state: State,
-        prompt_ids: Sequence[int],
+        ids: Sequence[int],
         *,
-        sampler: Sampler,
+        samplers: Sequence[Sampler],
         stop_ids: Collection[int],
         max_output_tokens: int | None = None,
-    ) -> Generation:
-        """Start an answer to what `state` holds followed by `prompt_ids` (at least one id).
+        num_logprobs: int = 0,
+    ) -> list[Generation]:
+        """Return one answer per sampler to the context `ids`, of which `state` has seen all but at least the last.
 
-        Raises ContextLengthError before any work where no room is left for one more token.
+        They begin with `submit`. The first uses `state` itself and the others forks of it; with several, the prompt is
+        read once. Raises ContextLengthError where no room is left for one more token.
         """
-        if not prompt_ids:
-            raise ValueError("prompt_ids: expected at least one id")
-        num_tokens = state.length + len(prompt_ids)
-        self.check_room(num_tokens)
-        room = self.max_tokens - num_tokens
-        generation = Generation(
-            state,
-            prompt_ids,
-            sampler=sampler,
-            stop_ids=stop_ids,
-            max_output_tokens=room if max_output_tokens is None else min(room, max_output_tokens),
-        )
-        self._submit(generation)
-        return generation
+        if state.length >= len(ids):
+            raise ValueError("ids: expected at least one that the state has not seen")
+        self.check_room(len(ids))
+        room = self.max_tokens - len(ids)
+        pending = ids[state.length :] if len(samplers) == 1 else ids[-1:]
+        generations = [
+            Generation(
+                state,
+                pending,
+                context_ids=ids,
+                sampler=sampler,
+                stop_ids=stop_ids,
+                max_output_tokens=room if max_output_tokens is None else min(room, max_output_tokens),
+                num_logprobs=num_logprobs,
+            )
+            for sampler in samplers
+        ]
+        for generation in generations[1:]:
+            generation.state = self.executor.new_state()  # a fork takes its place once the prompt has been read
+        return generations
+
+    def submit(self, ids: Sequence[int], generations: Sequence[Generation]) -> None:
+        """Begin what `prepare` returned for `ids`."""
+        if len(generations) == 1:
+            self._submit(generations[0])
+            return
+        state = generations[0].state
+        shared = _SharedPrompt(state, ids[state.length : -1], generations)
+        if shared.pending:
+            self._submit(shared)
+        else:
+            self._submit(*shared.successors())
 
     def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Return float32 [len(ids) - 1]: the log-probability of each id given those before it."""
@@ -261,11 +386,25 @@ class Engine:
             return np.empty(0, dtype=np.float32)
         if len(ids) > self.max_tokens:
             raise ContextLengthError(len(ids), self.max_tokens)
-        state = self.new_state()
+        state = self.executor.new_state()
         try:
             scoring = Scoring(state, ids)
             self._submit(scoring)
             return scoring.result()
+        finally:
+            state.close()
+
+    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return float32 [embedding_dim]: the mean over all ids of the last layer's normed rows."""
+        if not ids:
+            raise ValueError("ids: expected at least one")
+        if len(ids) > self.max_tokens:
+            raise ContextLengthError(len(ids), self.max_tokens)
+        state = self.executor.new_state()
+        try:
+            embedding = Embedding(state, ids)
+            self._submit(embedding)
+            return embedding.result()
         finally:
             state.close()
 
@@ -277,13 +416,14 @@ class Engine:
         if thread is not None:
             thread.join()
         if not was_closed:
+            self._prefixes.clear()
             self.executor.close()
 
-    def _submit(self, work: _Work) -> None:
+    def _submit(self, *work: _Work) -> None:
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the model is closed")
-            self._incoming.append(work)
+            self._incoming.extend(work)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="hearthlm-scheduler", daemon=True)
                 self._thread.start()
@@ -311,7 +451,7 @@ class Engine:
         """Advance every request by one step; return those that go on."""
         running = []
         for work in active:
-            if work.cancelled.is_set():
+            if work.is_cancelled():
                 work.on_cancelled()
             else:
                 running.append(work)
@@ -335,13 +475,15 @@ class Engine:
             failed = {id(work) for work, _ in chosen}
             return [work for work in running if id(work) not in failed]
         finished = set()
-        for (work, ids), logits in zip(chosen, results, strict=True):
+        begun: list[_Work] = []
+        for (work, ids), rows in zip(chosen, results, strict=True):
             for _ in ids:
                 work.pending.popleft()
             try:
-                if work.accept(ids, logits, self.executor.pool):
+                if work.accept(ids, rows, self.executor.pool):
                     finished.add(id(work))
+                    begun += work.successors()
             except BaseException as error:
                 work.fail(error)
                 finished.add(id(work))
-        return [work for work in running if id(work) not in finished]
+        return [work for work in running if id(work) not in finished] + begun

@@ -6,7 +6,7 @@ a time; everything else about an executor is immutable and may be shared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hearthlm.kernels import ThreadPool
 
-Wanted = Literal["none", "last", "all"]
+Wanted = Literal["none", "last", "all", "hidden"]
 
 
 class State(Protocol):
@@ -35,13 +35,22 @@ class State(Protocol):
     def fork(self) -> State:
         """Return an independent state with the same past; memory is shared until either side writes."""
 
+    def save(self) -> dict[str, NDArray[Any]]:
+        """Return a copy of everything that `Executor.load_state` needs, as named arrays."""
+
+    def memory(self) -> Mapping[int, int]:
+        """Return the bytes of each piece of memory that the state holds, by a number that forks share."""
+
     def close(self) -> None:
         """Give the memory back; the state must not be used afterwards."""
 
 
 @dataclass(frozen=True)
 class ForwardRequest:
-    """Ask for `ids` to be appended to `state`, and for the logits after none, the last or all of them."""
+    """Ask for `ids` to be appended to `state`, and for the logits after none, the last or all of them.
+
+    "hidden" asks for the rows that the logits of all would be computed from instead.
+    """
 
     state: Any  # a State made by the same executor
     ids: Sequence[int]
@@ -58,12 +67,26 @@ class Executor(Protocol):
     def pool(self) -> ThreadPool:
         """The threads that compute; also used on the logits that come out."""
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that a state depends on: equal where a saved state may be continued.
+
+        Weights enter by samples; another model, quantisation, fine-tune or type of cache or activations differs.
+        """
+
     def new_state(self) -> State:
         """Return the state of an empty sequence."""
+
+    def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]]) -> State:
+        """Return a state of `length` tokens that goes on bit for bit like the one that `save` returned `arrays` of.
+
+        Raises SessionFileError, before anything is allocated, for arrays of another name, type or shape.
+        """
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[NDArray[np.float32] | None]:
         """Append every request's ids to its state; return float32 [wanted rows, vocab_size] or None per request.
 
+        Of "hidden" the result is float32 [len(ids), embedding_dim], after the final norm.
         A result depends on the state's own tokens only: bit for bit the same in whatever company and in whatever
         chunks they are fed. Each state may appear once.
         """

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hearthlm.errors import SessionFileError
+
 BLOCK_SIZE = 64  # positions
 REWIND_SLACK = 256  # positions behind the window that are kept
 
@@ -39,23 +41,67 @@ class CacheLayout:
     head_dim: int
     dtype: np.dtype[Any]
     window: int | None
-    # Held while `num_owners` changes: sequences that share blocks may live in different threads.
-    ownership: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+    # Held while `num_owners` changes: sequences that share blocks may live in different threads. Reentrant, since the
+    # garbage collector may close a forgotten state in the middle of it.
+    ownership: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Name the group in a saved state; no two groups of a model have the same window."""
+        return "full" if self.window is None else f"window_{self.window}"
 
     def new_block(self) -> Block:
         shape = (self.num_layers, 2, self.num_kv_heads, BLOCK_SIZE, self.head_dim)
         return Block(np.empty(shape, dtype=self.dtype))
 
+    def check_saved(self, length: int, array: NDArray[Any]) -> None:
+        """Raise SessionFileError unless `array` is what `BlockCache.save` returns of this group at `length`."""
+        fewest = length if self.window is None else min(length, self.window - 1)
+        count = array.shape[3] if array.ndim == 5 else -1
+        wanted = (self.num_layers, 2, self.num_kv_heads, count, self.head_dim)
+        if array.dtype != self.dtype or array.shape != wanted or not fewest <= count <= length:
+            positions = str(length) if fewest == length else f"{fewest} to {length}"
+            raise SessionFileError(
+                f"the saved state's {self.name!r}: expected {self.dtype} [{self.num_layers}, 2, {self.num_kv_heads}, "
+                f"{positions}, {self.head_dim}] for {length} tokens, got {array.dtype} {list(array.shape)[:8]}"
+            )
+
 
 class BlockCache:
     """List the blocks of one sequence for one group of layers; None stands for a block that left the window."""
 
-    __slots__ = ("_layout", "_num_dropped", "blocks")
+    __slots__ = ("_first_kept", "_layout", "blocks")
 
     def __init__(self, layout: CacheLayout) -> None:
         self._layout = layout
-        self._num_dropped = 0
+        self._first_kept = 0  # position; those before it are gone, with their blocks or inside one that was loaded
         self.blocks: list[Block | None] = []
+
+    @classmethod
+    def load(cls, layout: CacheLayout, length: int, array: NDArray[Any]) -> BlockCache:
+        """Return a cache of `length` positions with the last ones from `array`, which `layout` has checked."""
+        cache = cls(layout)
+        first = cache._first_kept = length - array.shape[3]
+        cache.blocks = [None] * (first // BLOCK_SIZE)
+        for begin in range(len(cache.blocks) * BLOCK_SIZE, length, BLOCK_SIZE):
+            low, high = max(first, begin), min(length, begin + BLOCK_SIZE)
+            block = layout.new_block()
+            block.array[:, :, :, : low - begin] = 0
+            block.array[:, :, :, low - begin : high - begin] = array[:, :, :, low - first : high - first]
+            cache.blocks.append(block)
+        return cache
+
+    def save(self, length: int) -> NDArray[Any]:
+        """Copy the positions kept of the first `length`: [num_layers, 2, kv_heads, positions kept, head_dim]."""
+        first = self._first_kept
+        shape = (self._layout.num_layers, 2, self._layout.num_kv_heads, length - first, self._layout.head_dim)
+        array = np.empty(shape, dtype=self._layout.dtype)
+        for index, block in enumerate(self.blocks):
+            if block is not None:
+                begin = index * BLOCK_SIZE
+                low, high = max(first, begin), min(length, begin + BLOCK_SIZE)
+                array[:, :, :, low - first : high - first] = block.array[:, :, :, low - begin : high - begin]
+        return array
 
     def reserve(self, start: int, stop: int) -> None:
         """Make the positions start to stop - 1 writable: their blocks exist and belong to this sequence alone."""
@@ -75,8 +121,7 @@ class BlockCache:
         """Say whether everything that the token after the first `length` has to see is still here."""
         if self._layout.window is None:
             return True
-        first_visible = max(0, length - self._layout.window + 1)
-        return first_visible // BLOCK_SIZE >= self._num_dropped
+        return max(0, length - self._layout.window + 1) >= self._first_kept
 
     def truncate(self, length: int) -> None:
         """Drop the blocks that hold only positions at and after `length`."""
@@ -85,19 +130,19 @@ class BlockCache:
             if block is not None:
                 self._release(block)
         del self.blocks[keep:]
-        self._num_dropped = min(self._num_dropped, len(self.blocks))
+        self._first_kept = min(self._first_kept, len(self.blocks) * BLOCK_SIZE)
 
     def drop_outside_window(self, length: int) -> None:
         """Drop the blocks that no later token can see, nor one after a rewind within the slack."""
         if self._layout.window is None:
             return
-        first_kept = max(0, length - self._layout.window + 1 - REWIND_SLACK) // BLOCK_SIZE
-        while self._num_dropped < first_kept:
-            block = self.blocks[self._num_dropped]
+        num_dropped = max(0, length - self._layout.window + 1 - REWIND_SLACK) // BLOCK_SIZE
+        for index in range(self._first_kept // BLOCK_SIZE, num_dropped):
+            block = self.blocks[index]
             if block is not None:
                 self._release(block)
-            self.blocks[self._num_dropped] = None
-            self._num_dropped += 1
+            self.blocks[index] = None
+        self._first_kept = max(self._first_kept, num_dropped * BLOCK_SIZE)
 
     def fork(self) -> BlockCache:
         copy = BlockCache(self._layout)
@@ -106,7 +151,7 @@ class BlockCache:
                 if block is not None:
                     block.num_owners += 1
         copy.blocks = list(self.blocks)
-        copy._num_dropped = self._num_dropped
+        copy._first_kept = self._first_kept
         return copy
 
     def _release(self, block: Block) -> None:

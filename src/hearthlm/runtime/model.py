@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hearthlm.errors import ModelFormatError, TensorMismatchError, TokenizerFormatError, UnsupportedModelError
+from hearthlm.errors import (
+    ModelFormatError,
+    TemplateError,
+    TensorMismatchError,
+    TokenizerFormatError,
+    UnsupportedModelError,
+)
 from hearthlm.formats import detect_format
 from hearthlm.formats.checkpoint import Checkpoint, read_json_file
 from hearthlm.formats.llm_parameters import file_parameters, prompt_templates
@@ -28,7 +34,11 @@ from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
 
 _BYTES_TO_UNICODE = LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE
 
+MAX_TEMPLATE_BYTES = 256 << 10
+
 _log = logging.getLogger("hearthlm")
+
+_T = TypeVar("_T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,8 @@ class Model:
     start_id: int | None
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
+    chat_template: str | None  # in Jinja, as the checkpoint brings it
+    special_tokens: Mapping[str, str]  # bos_token and the like, for the template
     _source: _OpenFile = field(repr=False)
     _tokenizer: Tokenizer | None = field(repr=False)
 
@@ -175,6 +187,19 @@ class _WeightsBinSource(_OpenFile):
         self._file.close()
 
 
+def view_of(stored: NDArray[_T], spec: TensorSpec) -> NDArray[_T]:
+    """Return the rows of `spec` in a checkpoint's tensor as a view [num_groups, rows of each, in]."""
+    rows = spec.checkpoint_rows
+    values = stored.T if rows.transposed else stored
+    count = spec.shape[0] // rows.num_groups
+    return values.reshape(rows.num_groups, -1, *values.shape[1:])[:, rows.begin : rows.begin + count]
+
+
+def rows_of(stored: NDArray[_T], spec: TensorSpec) -> NDArray[_T]:
+    """Return the tensor of `spec` [out, in] out of a checkpoint's; copied only if its rows are not one piece there."""
+    return np.ascontiguousarray(view_of(stored, spec).reshape(spec.shape))
+
+
 class _CheckpointSource(_OpenFile):
     def __init__(self, path: str | PathLike[str], file: Checkpoint) -> None:
         self.path = path
@@ -184,29 +209,31 @@ class _CheckpointSource(_OpenFile):
     def matrix(self, spec: TensorSpec) -> WeightMatrix:
         matrix = self._file.matrix(self._name(spec))
         self._check(spec, matrix.shape)
-        return matrix
+        return WeightMatrix(matrix.dtype, (spec.shape[0], spec.shape[1]), rows_of(matrix.data, spec))
 
     def vector(self, spec: TensorSpec) -> NDArray[np.float32]:
         vector = self._file.vector(self._name(spec))
         self._check(spec, vector.shape)
-        return vector
+        return rows_of(vector, spec)
 
     def _name(self, spec: TensorSpec) -> str:
         """Return the tensor's name under the prefix that the checkpoint uses (text parts of larger models differ)."""
         name = spec.checkpoint_name
-        bare = name.removeprefix("model.")
+        bare = name.removeprefix("model.").removeprefix("transformer.")
         for spelling in (name, f"language_model.{name}", f"model.language_model.{bare}", bare):
             if spelling in self._names:
                 return spelling
         raise TensorMismatchError(
-            f"{self.path}: the model needs the tensor {name} {list(spec.shape)}, and the checkpoint has none of "
-            "that name"
+            f"{self.path}: the model needs the tensor {name} {list(spec.checkpoint_rows.shape)}, and the checkpoint "
+            "has none of that name"
         )
 
     def _check(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
-        if shape != spec.shape:
+        rows = spec.checkpoint_rows
+        if shape != rows.shape:
             raise TensorMismatchError(
-                f"{self.path}: tensor {spec.checkpoint_name}: expected {list(spec.shape)} (out, in), got {list(shape)}"
+                f"{self.path}: tensor {spec.checkpoint_name}: expected {list(rows.shape)} "
+                f"({'in, out' if rows.transposed else 'out, in'}), got {list(shape)}"
             )
 
     def close(self) -> None:
@@ -296,7 +323,8 @@ def _open_checkpoint(path: str | PathLike[str]) -> Model:
         if isinstance(config.get("text_config"), dict):
             config = {**config, **config["text_config"]}
             _log.warning("%s: the model's vision part is left out; it answers text only", path)
-        tokenizer = _checkpoint_tokenizer(file)
+        tokenizer_config = _tokenizer_config(file)
+        tokenizer = _checkpoint_tokenizer(file, tokenizer_config)
         generation = file.generation_config or {}
         start_id = next((i for i in (generation.get("bos_token_id"), config.get("bos_token_id")) if _is_id(i)), None)
         if start_id is None and tokenizer is not None:
@@ -315,6 +343,8 @@ def _open_checkpoint(path: str | PathLike[str]) -> Model:
             stop_ids=[i for i in (stop if isinstance(stop, list) else [stop]) if _is_id(i)],
             stop_tokens=family.stop_tokens,
             templates=PromptTemplates(),
+            chat_template=_chat_template(file, tokenizer_config),
+            special_tokens=_special_tokens(tokenizer_config),
             metadata={"num_bytes": sum(t.num_bytes for t in tensors)},
         )
     except BaseException:
@@ -334,15 +364,48 @@ def _tensor_info(file: Checkpoint, name: str) -> TensorInfo:
     return TensorInfo(name, dtype, values.shape, values.nbytes)
 
 
-def _checkpoint_tokenizer(file: Checkpoint) -> Tokenizer | None:
+def _tokenizer_config(file: Checkpoint) -> dict[str, Any] | None:
+    files = file.tokenizer_files
+    return read_json_file(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else None
+
+
+def _checkpoint_tokenizer(file: Checkpoint, config: dict[str, Any] | None) -> Tokenizer | None:
     """Return the tokenizer beside the weights; `tokenizer.json` is what transformers reads first."""
     files = file.tokenizer_files
     if "tokenizer.json" in files:
-        config = read_json_file(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else None
         return from_hugging_face(files["tokenizer.json"].read_bytes(), config)
     if "tokenizer.model" in files:
         return from_sentencepiece(files["tokenizer.model"].read_bytes())
     return None
+
+
+def _chat_template(file: Checkpoint, config: dict[str, Any] | None) -> str | None:
+    """Return the template of chat_template.jinja, or else of tokenizer_config.json; of several the default one."""
+    path = file.tokenizer_files.get("chat_template.jinja")
+    if path is not None:
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise TemplateError(f"{path}: expected at most {MAX_TEMPLATE_BYTES} bytes, got {path.stat().st_size}")
+        try:
+            return path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TemplateError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None
+    template = (config or {}).get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise TemplateError(f"chat_template: expected a str or a list with one named default, got {template!r:.80}")
+    return template
+
+
+def _special_tokens(config: dict[str, Any] | None) -> dict[str, str]:
+    """Return the tokens that tokenizer_config.json names, such as bos_token; an added token is written as a mapping."""
+    tokens = {}
+    for name, value in (config or {}).items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            tokens[name] = text
+    return tokens
 
 
 def _model(
@@ -359,6 +422,8 @@ def _model(
     stop_tokens: Any,
     templates: PromptTemplates,
     metadata: dict[str, Any],
+    chat_template: str | None = None,
+    special_tokens: Mapping[str, str] | None = None,
 ) -> Model:
     """Join what both formats say: stop tokens become ids where the tokenizer knows them, and strings otherwise."""
     ids = {int(i) for i in stop_ids}
@@ -397,6 +462,8 @@ def _model(
         start_id=start_id,
         stop_ids=frozenset(ids),
         stop_strings=tuple(strings),
+        chat_template=chat_template,
+        special_tokens=special_tokens or {},
         _source=source,
         _tokenizer=tokenizer,
     )

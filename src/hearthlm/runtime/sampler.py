@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,24 @@ def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[in
 def uniform(seed: int, response_index: int, position: int) -> float:
     """Return the number in [0, 1) that belongs to these three, with 53 random bits."""
     return (philox((seed, response_index), (position, 0, 0, 0))[0] >> 11) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Hold a token's log-probability in the model's own distribution, and those of the most likely, highest first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def token_logprobs(logits: NDArray[np.float32], token_id: int, num_top: int, pool: kernels.ThreadPool) -> TokenLogprobs:
+    """Return the log-probability of `token_id` and of the `num_top` most likely by logits [vocab]."""
+    logprob = float(kernels.log_softmax_at(logits[None], np.array([token_id], dtype=np.int32), pool)[0])
+    log_sum = float(logits[token_id]) - logprob
+    ids, values = kernels.top_k(logits, min(num_top, len(logits)))
+    top = tuple((int(i), float(value) - log_sum) for i, value in zip(ids, values, strict=True))
+    return TokenLogprobs(token_id, logprob, top)
 
 
 def apply_penalties(
@@ -85,7 +104,8 @@ class Sampler:
 
     `top_k` 0 keeps the whole vocabulary, `top_k` 1 or `temperature` 0 takes the most likely token (the lowest id among
     equals). `top_p` keeps the shortest run of most likely tokens whose probability reaches it; `min_p` drops what is
-    less likely than this part of the most likely token. Raises ValueError for a setting out of range.
+    less likely than this part of the most likely token. The penalties are those of `apply_penalties`. Raises
+    ValueError for a setting out of range.
     """
 
     def __init__(
@@ -96,6 +116,10 @@ class Sampler:
         seed: int = 0,
         response_index: int = 0,
         min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
     ) -> None:
         if top_k < 0:
             raise ValueError(f"top_k must be at least 0, got {top_k}")
@@ -109,6 +133,20 @@ class Sampler:
             raise ValueError(f"seed must be in [0, 2**64), got {seed}")
         if not 0 <= response_index < 1 << 64:
             raise ValueError(f"response_index must be in [0, 2**64), got {response_index}")
+        for name, penalty in (("presence_penalty", presence_penalty), ("frequency_penalty", frequency_penalty)):
+            if not -2 <= penalty <= 2:
+                raise ValueError(f"{name} must be in [-2, 2], got {penalty}")
+        if not 0 < repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty must be above 0 and finite, got {repetition_penalty}")
+        for token_id, bias in (logit_bias or {}).items():
+            if not isinstance(token_id, int) or token_id < 0:
+                raise ValueError(f"logit_bias: expected token ids of at least 0, got {token_id!r}")
+            if not -math.inf <= bias < math.inf:
+                raise ValueError(f"logit_bias: expected numbers below infinity, got {bias} for token {token_id}")
+        self.presence_penalty = presence_penalty
+        self.frequency_penalty = frequency_penalty
+        self.repetition_penalty = repetition_penalty
+        self.logit_bias = dict(logit_bias or {})
         self.top_k = top_k
         self.top_p = top_p
         self.temperature = temperature
@@ -116,11 +154,32 @@ class Sampler:
         self.response_index = response_index
         self.min_p = min_p
 
-    def sample(self, logits: NDArray[np.float32], position: int) -> int:
+    @property
+    def penalises(self) -> bool:
+        """Whether what came before changes the logits."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+    def sample(
+        self,
+        logits: NDArray[np.float32],
+        position: int,
+        generated_ids: Sequence[int] = (),
+        prompt_ids: Sequence[int] = (),
+    ) -> int:
         """Return the id chosen by logits [vocab] for absolute `position` of the sequence.
 
         Raises ValueError if no token can be chosen: the highest logit is infinite or none is a number.
         """
+        if self.penalises or self.logit_bias:
+            logits = apply_penalties(
+                logits,
+                generated_ids,
+                prompt_ids,
+                presence_penalty=self.presence_penalty,
+                frequency_penalty=self.frequency_penalty,
+                repetition_penalty=self.repetition_penalty,
+                logit_bias=self.logit_bias,
+            )
         if self.temperature == 0 or self.top_k == 1:
             ids, values = kernels.top_k(logits, 1)
             _check_highest(float(values[0]))

@@ -5,26 +5,32 @@ Rows of all sequences go through the matrices together; attention looks at each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm import kernels
+from hearthlm.errors import SessionFileError
 from hearthlm.kernels.cache_batch import CacheBatch
 from hearthlm.models.params import Architecture, Llama3Scaling, Norm, Rope
 from hearthlm.quantization import bfloat16_to_float32, float32_to_bfloat16
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.kv_cache import BLOCK_SIZE, BlockCache, CacheLayout
 from hearthlm.runtime.linear import Activations, Linear
-from hearthlm.runtime.weights import LinearWeights, NormWeights, Weights
+from hearthlm.runtime.weights import LinearWeights, NormWeights, Weights, update_with_samples
 
 ActivationDataType = Literal["int8", "float32"]
 CacheDataType = Literal["float32", "float16"]
 
 Rows = NDArray[np.float32]
+
+_MAX_LENGTH = 1 << 24  # tokens of a state that is loaded: windows keep so few that its arrays do not bound it
 
 
 class TransformerState:
@@ -51,6 +57,32 @@ class TransformerState:
         copy._layouts = self._layouts
         copy.caches = [cache.fork() for cache in self.caches]
         return copy
+
+    @classmethod
+    def load(cls, layouts: Sequence[CacheLayout], length: int, arrays: Mapping[str, NDArray[Any]]) -> TransformerState:
+        """Rebuild a state from what `save` returned; see `Executor.load_state`."""
+        if not 0 <= length <= _MAX_LENGTH:
+            raise SessionFileError(f"the saved state's length: expected 0 to {_MAX_LENGTH} tokens, got {length}")
+        names = {layout.name for layout in layouts}
+        if arrays.keys() != names:
+            raise SessionFileError(
+                f"the saved state: expected the arrays {', '.join(sorted(names))}, "
+                f"got {', '.join(sorted(arrays))[:200] or 'none'}"
+            )
+        for layout in layouts:
+            layout.check_saved(length, arrays[layout.name])
+        state = cls(())
+        state._layouts = layouts
+        state.caches = [BlockCache.load(layout, length, arrays[layout.name]) for layout in layouts]
+        state.length = length
+        return state
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        return {layout.name: cache.save(self.length) for layout, cache in zip(self._layouts, self.caches, strict=True)}
+
+    def memory(self) -> dict[int, int]:
+        blocks = (block for cache in self.caches for block in cache.blocks if block is not None)
+        return {block.address: block.array.nbytes for block in blocks}
 
     def close(self) -> None:
         for cache in self.caches:
@@ -176,8 +208,10 @@ class TransformerExecutor:
         is_quantized = weights.layers[0].query.weight.is_quantized
         cache_dtype = np.dtype(kv_cache_dtype or ("float16" if is_quantized else "float32"))
         float_activations = activation_data_type == "float32"
+        self._quantizes_activations = False
 
         def linear(w: LinearWeights) -> Linear:
+            self._quantizes_activations |= w.weight.is_quantized and not float_activations
             return Linear(w.weight, w.bias, self._pool, float_activations=float_activations)
 
         a = architecture
@@ -234,8 +268,23 @@ class TransformerExecutor:
     def num_weight_bytes(self) -> int:
         return self._weights.num_bytes
 
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(b"hearthlm-state-1", digest_size=32)  # the number: what the arrays of a state mean
+        settings = {
+            "architecture": self.architecture.to_json(),
+            "cache": str(self._layouts[0].dtype),
+            "activations": "int8" if self._quantizes_activations else "float32",
+        }
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+        update_with_samples(digest, self._weights)
+        return digest.hexdigest()
+
     def new_state(self) -> TransformerState:
         return TransformerState(self._layouts)
+
+    def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]]) -> TransformerState:
+        return TransformerState.load(self._layouts, length, arrays)
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[Rows | None]:
         a = self.architecture
@@ -262,10 +311,14 @@ class TransformerExecutor:
                 cache.drop_outside_window(request.state.length)
         if not len(x):
             return [None] * len(requests)
-        logits = self._logits(Activations(self._norm(x, a.final_norm, self._weights.final_norm), self._pool))
-        if a.final_soft_cap is not None:
-            kernels.soft_cap(logits, a.final_soft_cap, self._pool)
-        return step.split(logits)
+        hidden = self._norm(x, a.final_norm, self._weights.final_norm)
+        x = step.select_for_logits(hidden)
+        logits = x
+        if len(x):
+            logits = self._logits(Activations(x, self._pool))
+            if a.final_soft_cap is not None:
+                kernels.soft_cap(logits, a.final_soft_cap, self._pool)
+        return step.split(hidden, logits)
 
     def _layer(
         self,
@@ -275,7 +328,7 @@ class TransformerExecutor:
         rotations: dict[RotaryTable, tuple[Rows, Rows]],
         only_wanted: bool,
     ) -> Rows:
-        """Return the rows after one layer; after the last one only those whose logits are wanted."""
+        """Return the rows after one layer; after the last one only those that are wanted."""
         a = self.architecture
         pool = self._pool
         h = x if layer.attention_norm is None else self._norm(x, a.attention_norm, layer.attention_norm)
@@ -369,7 +422,7 @@ class _Step:
         )
         self.num_positions = int(self.positions.max()) + 1
         self._num_wanted = [
-            {"none": 0, "last": 1, "all": length}[request.wanted]
+            {"none": 0, "last": 1, "all": length, "hidden": length}[request.wanted]
             for request, length in zip(requests, lengths, strict=True)
         ]
         self.wanted_rows = np.concatenate(
@@ -380,7 +433,7 @@ class _Step:
         ]
 
     def wanted_batch(self, group: int) -> CacheBatch:
-        """Return the batch of the rows whose logits are wanted."""
+        """Return the batch of the wanted rows."""
         row_begin = np.zeros(len(self._num_wanted) + 1, dtype=np.int32)
         np.cumsum(self._num_wanted, out=row_begin[1:])
         ends = [request.state.length + len(request.ids) for request in self._requests]
@@ -402,11 +455,20 @@ class _Step:
             dtype=self._layouts[group].dtype,
         )
 
-    def split(self, logits: Rows) -> list[Rows | None]:
-        """Give each request its rows of the wanted ones."""
+    def select_for_logits(self, hidden: Rows) -> Rows:
+        """Return those of the wanted rows whose logits are wanted."""
+        is_for_logits = np.repeat([request.wanted != "hidden" for request in self._requests], self._num_wanted)
+        return hidden if is_for_logits.all() else np.compress(is_for_logits, hidden, axis=0)
+
+    def split(self, hidden: Rows, logits: Rows) -> list[Rows | None]:
+        """Give each request its rows of `hidden` (all wanted rows) or of `logits` (those selected)."""
         results: list[Rows | None] = []
-        begin = 0
-        for n in self._num_wanted:
-            results.append(logits[begin : begin + n] if n else None)
+        begin = begin_logits = 0
+        for request, n in zip(self._requests, self._num_wanted, strict=True):
+            if request.wanted == "hidden":
+                results.append(hidden[begin : begin + n])
+            else:
+                results.append(logits[begin_logits : begin_logits + n] if n else None)
+                begin_logits += n
             begin += n
         return results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,6 +17,13 @@ from hearthlm.quantization import WeightMatrix
 WeightPlacement = Literal["auto", "mmap", "ram"]
 
 _HUGE_PAGE_BYTES = 1 << 21
+_SAMPLE_BYTES = 512
+
+
+class Digest(Protocol):
+    """Take in bytes, as the hashes of hashlib do."""
+
+    def update(self, data: Any, /) -> None: ...
 
 
 class TensorSource(Protocol):
@@ -139,6 +146,34 @@ def load_weights(
         logits=linear("embedding" if a.tied_embedding else "logits"),
         num_bytes=num_bytes,
     )
+
+
+def update_with_samples(digest: Digest, weights: Weights) -> None:
+    """Feed every tensor's place, type and shape to `digest`, all of its vectors and scales, and samples of matrices.
+
+    The samples are the first, the middle and the last bytes, so that three pages are touched of a mapped matrix.
+    """
+    _update(digest, "weights", weights)
+
+
+def _update(digest: Digest, name: str, value: Any) -> None:
+    if is_dataclass(value):
+        for field in fields(value):
+            _update(digest, f"{name}.{field.name}", getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            _update(digest, f"{name}.{i}", item)
+    elif isinstance(value, np.ndarray):
+        digest.update(f"{name}: {value.dtype} {list(value.shape)}\n".encode())
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        middle = (data.size - _SAMPLE_BYTES) // 2
+        if value.ndim == 1 or middle <= 0:
+            digest.update(data)
+        else:
+            for begin in (0, middle, data.size - _SAMPLE_BYTES):
+                digest.update(data[begin : begin + _SAMPLE_BYTES])
+    else:
+        digest.update(f"{name}: {value!r}\n".encode())
 
 
 def _in_huge_pages(matrix: WeightMatrix) -> WeightMatrix:

@@ -1,0 +1,389 @@
+"""One answer on its way from ids to its reader: an iterator, a listener, a future."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from hearthlm.runtime.engine import FinishedGeneration, FinishReason
+from hearthlm.runtime.sampler import Sampler, TokenLogprobs
+from hearthlm.runtime.session import IdStream, Session
+from hearthlm.tokenizers import Tokenizer
+from hearthlm.tokenizers.stream import StopMatcher, StreamDecoder
+
+ResultListener = Callable[[str, bool], None]
+ErrorListener = Callable[[Exception], None]
+
+_log = logging.getLogger("hearthlm")
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Hold what one call produced: a text, its ids and why it ended for each response; times are in seconds.
+
+    `num_cached_tokens` of the `num_prompt_tokens` were not computed again; `num_output_tokens` counts all responses.
+    `logprobs`, where they were asked for, has an entry for each id of each response.
+    """
+
+    texts: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    finish_reasons: tuple[FinishReason, ...]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    seed: int
+    prefill_s: float
+    decode_s: float
+    logprobs: tuple[tuple[TokenLogprobs, ...], ...] | None = None
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why the first response ended: "stop", "length" or "cancelled"."""
+        return self.finish_reasons[0]
+
+
+class Answer:
+    """Turn the ids of one response into text, event by event."""
+
+    def __init__(self, stream: IdStream, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
+        self._stream = stream
+        self._decoder = StreamDecoder(tokenizer, prompt_tail_ids=stream.session.ids)
+        self._stops = StopMatcher(stop_strings)
+        self._num_prompt_ids = len(stream.session.ids)
+        self._parts: list[str] = []
+        self._stopped = False
+        self.is_done = False
+
+    def advance(self, *, block: bool = True) -> str:
+        """Take one event and return the text that it makes certain, often "".
+
+        Raises what made the generation fail; the session is free again once `is_done`.
+        """
+        try:
+            token = self._stream.take(block=block)
+        except queue.Empty:
+            raise
+        except BaseException:
+            self.close()
+            raise
+        if self._stopped:  # what the scheduler made before it noticed
+            text = ""
+        elif token is None:
+            text = self._cut(self._decoder.finish())
+            text += "" if self._stopped else self._stops.finish()
+        else:
+            text = self._cut(self._decoder.push(token))
+        self._parts.append(text)
+        if token is None:
+            self.close()
+        elif self._stopped:
+            self.cancel()
+        return text
+
+    def _cut(self, text: str) -> str:
+        printable, self._stopped = self._stops.push(text)
+        return printable
+
+    def cancel(self) -> None:
+        """End the answer before the next step of the scheduler; what is there can still be read."""
+        self._stream.cancel()
+
+    def close(self) -> None:
+        """Cancel, and wait until the session can be used again."""
+        if not self.is_done:
+            self.is_done = True
+            self._stream.close()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._parts)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(self._stream.session.ids[self._num_prompt_ids :])
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprobs, ...]:
+        return tuple(self._stream.logprobs[: len(self.token_ids)])
+
+    @property
+    def finished(self) -> FinishedGeneration:
+        """How it ended; once `is_done`, unless it failed."""
+        finished = self._stream.generation.finished
+        assert finished is not None  # a generation that failed has raised
+        return finished
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return "stop" if self._stopped else self.finished.reason
+
+
+class Call:
+    """One call to a model: a context, and an answer from each sampler."""
+
+    def __init__(
+        self,
+        session: Session,
+        context: Callable[[], Sequence[int]],
+        samplers: Sequence[Sampler],
+        *,
+        tokenizer: Tokenizer,
+        stop_ids: frozenset[int],
+        stop_strings: Sequence[str],
+        max_output_tokens: int | None,
+        num_logprobs: int,
+        on_end: Callable[[Answer | None], None],
+    ) -> None:
+        """Take what is needed to begin.
+
+        `context` returns the ids of the whole context when the call begins. `on_end` is called when the last answer
+        is over, or none could begin, and the session is free again; it gets the first answer, or None.
+        """
+        self._session = session
+        self._context = context
+        self._samplers = samplers
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+        self._stop_strings = stop_strings
+        self._max_output_tokens = max_output_tokens
+        self._num_logprobs = num_logprobs
+        self._on_end = on_end
+        self._streams: list[IdStream] = []
+        self.answers: list[Answer] = []
+
+    def begin(self, notify: Callable[[Answer], None] | None = None) -> None:
+        """Start every answer; `notify` is called by the scheduler's thread for each event of each."""
+        try:
+            streams = self._session.prepare(
+                self._samplers,
+                ids=self._context(),
+                stop_ids=self._stop_ids,
+                max_output_tokens=self._max_output_tokens,
+                num_logprobs=self._num_logprobs,
+            )
+            answers = [Answer(stream, self._tokenizer, self._stop_strings) for stream in streams]
+            if notify is not None:
+                for stream, answer in zip(streams, answers, strict=True):
+                    stream.on_event(partial(notify, answer))
+            self._streams, self.answers = streams, answers
+            self._session.submit(streams)
+        except BaseException:
+            self._streams, self.answers = [], []
+            self._on_end(None)
+            raise
+
+    def cancel(self) -> None:
+        """End every answer before the next step of the scheduler."""
+        for answer in self.answers:
+            answer.cancel()
+
+    def end(self) -> None:
+        """Cancel what is still under way and free the session."""
+        if not self.answers:
+            return
+        self.cancel()
+        for answer in self.answers:
+            answer.close()
+        for stream in self._streams[1:]:
+            stream.session.close()
+        self._on_end(self.answers[0])
+        self._streams = []
+
+    def increments(self) -> Generator[str, None, None]:
+        """Yield the text of the first answer as it comes; work starts with the first increment asked for."""
+        self.begin()
+        (answer,) = self.answers
+        try:
+            while not answer.is_done:
+                if text := answer.advance():
+                    yield text
+        finally:
+            self.end()
+
+    def result(self) -> GenerationResult:
+        """Return what the answers produced; all must be over."""
+        first = self.answers[0].finished
+        ended = [answer.finished for answer in self.answers]
+        token_ids = tuple(answer.token_ids for answer in self.answers)
+        return GenerationResult(
+            texts=tuple(answer.text for answer in self.answers),
+            token_ids=token_ids,
+            finish_reasons=tuple(answer.finish_reason for answer in self.answers),
+            num_prompt_tokens=first.num_prompt_tokens,
+            num_cached_tokens=first.num_cached_tokens,
+            num_output_tokens=sum(map(len, token_ids)),
+            seed=self._samplers[0].seed,
+            prefill_s=first.prefill_s,
+            decode_s=max(finished.decode_s for finished in ended),
+            logprobs=tuple(answer.logprobs for answer in self.answers) if self._num_logprobs else None,
+        )
+
+
+def run_calls(calls: Iterable[Call], max_at_once: int) -> Iterator[GenerationResult]:
+    """Run calls side by side, at most `max_at_once` of them, and yield their results in the order of the calls.
+
+    The first error ends all of them and is raised.
+    """
+    inbox: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    coming = iter(calls)
+    under_way: deque[Call] = deque()
+    try:
+        while True:
+            while len(under_way) < max_at_once and (call := next(coming, None)) is not None:
+                call.begin(inbox.put)
+                under_way.append(call)
+            if not under_way:
+                return
+            while not all(answer.is_done for answer in under_way[0].answers):
+                inbox.get().advance(block=False)
+            call = under_way.popleft()
+            result = call.result()
+            call.end()
+            yield result
+    finally:
+        for call in under_way:
+            call.cancel()
+        for call in under_way:
+            call.end()
+
+
+class Receiver(Protocol):
+    """Get an answer as it comes, on the thread for callbacks."""
+
+    def receive(self, text: str) -> None:
+        """Take an increment; raising ends the answer."""
+
+    def end(self, text: str, error: BaseException | None) -> None:
+        """Take the whole answer, or what made it fail; the session is free by then."""
+
+
+class FutureReceiver:
+    """Pass an answer on to a future and to listeners."""
+
+    def __init__(
+        self, future: Future[str], listener: ResultListener | None, error_listener: ErrorListener | None
+    ) -> None:
+        self._future = future
+        self._listener = listener
+        self._error_listener = error_listener
+
+    def receive(self, text: str) -> None:
+        if self._listener is not None:
+            self._listener(text, False)
+
+    def end(self, text: str, error: BaseException | None) -> None:
+        wanted = self._future.set_running_or_notify_cancel()
+        if error is not None:
+            if wanted:
+                self._future.set_exception(error)
+            if self._error_listener is not None and isinstance(error, Exception):
+                self._error_listener(error)
+            return
+        if wanted:
+            self._future.set_result(text)
+        if self._listener is not None:
+            self._listener("", True)
+
+
+class CallbackThread:
+    """Call, in order, what waits for answers instead of a reader: one thread, which lives while there are any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[tuple[Call, Receiver, Answer]] = queue.SimpleQueue()
+        self._num_under_way = 0
+        self._thread: threading.Thread | None = None
+
+    def deliver(self, call: Call, receiver: Receiver) -> None:
+        """Begin a call of one answer and have `receiver` get it; raises what keeps it from beginning."""
+
+        def notify(answer: Answer) -> None:
+            self._inbox.put((call, receiver, answer))
+
+        # The lock is held until the thread runs: an answer that is over at once must not be the last one counted.
+        with self._lock:
+            call.begin(notify)
+            self._num_under_way += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hearthlm-callbacks", daemon=True)
+                self._thread.start()
+
+    def join(self) -> None:
+        """Wait until every answer has been delivered, unless called from a callback itself."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        errors: dict[Answer, BaseException] = {}  # of answers that are being cancelled because their receiver raised
+        while True:
+            call, receiver, answer = self._inbox.get()
+            try:
+                text = answer.advance(block=False)
+                if text and answer not in errors:
+                    receiver.receive(text)
+            except BaseException as error:
+                errors[answer] = error
+                answer.cancel()
+            if not answer.is_done:
+                continue
+            try:
+                call.end()
+                receiver.end(answer.text, errors.pop(answer, None))
+            except BaseException:
+                _log.exception("a listener failed after its answer had ended")
+            with self._lock:
+                self._num_under_way -= 1
+                if self._num_under_way == 0:
+                    self._thread = None
+                    return
+
+
+def deliver_to_future(
+    callbacks: CallbackThread, call: Call, listener: ResultListener | None, error_listener: ErrorListener | None
+) -> Future[str]:
+    """Begin a call and return the future of its text; cancelling the future ends the work."""
+    future: Future[str] = Future()
+    callbacks.deliver(call, FutureReceiver(future, listener, error_listener))
+    future.add_done_callback(lambda done: call.cancel() if done.cancelled() else None)
+    return future
+
+
+async def deliver_to_asyncio(callbacks: CallbackThread, call: Call) -> AsyncGenerator[str, None]:
+    """Begin a call and yield its text; leaving ends the work, and waits until the session is free again."""
+    items: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+    callbacks.deliver(call, _AsyncioReceiver(asyncio.get_running_loop(), items))
+    item: str | BaseException | None = ""
+    try:
+        while isinstance(item := await items.get(), str):
+            yield item
+        if item is not None:
+            raise item
+    finally:
+        call.cancel()
+        while isinstance(item, str):
+            item = await items.get()
+
+
+class _AsyncioReceiver:
+    """Pass an answer on to a queue of an event loop, and last None or what made it fail."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, items: asyncio.Queue[str | BaseException | None]) -> None:
+        self._loop = loop
+        self._items = items
+
+    def receive(self, text: str) -> None:
+        self._loop.call_soon_threadsafe(self._items.put_nowait, text)
+
+    def end(self, text: str, error: BaseException | None) -> None:
+        if not self._loop.is_closed():  # else nobody waits for it
+            self._loop.call_soon_threadsafe(self._items.put_nowait, error)
