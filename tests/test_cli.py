@@ -245,3 +245,12 @@ def test_a_shell_completes_commands_and_options() -> None:
     assert result.stdout.split() == ["--system"]
     for shell in ("zsh", "fish"):
         assert "hearthlm" in run("completion", shell).stdout.decode()
+
+
+def test_inspect_describes_what_is_no_model_by_itself() -> None:
+    folder = GEMMA.parent.parent
+    lines = run("inspect", folder / "0.10.35" / "bundle_templates.task").stdout.decode().splitlines()
+    assert lines[0].split(None, 1) == ["format", "MediaPipe .task bundle"]
+    assert any(line.startswith("entry") and "METADATA" in line for line in lines)
+    lines = run("inspect", folder / "0.10.14" / "gemma_2b_gpu_lora_lora.bin").stdout.decode().splitlines()
+    assert lines[0].split(None, 1) == ["format", "MediaPipe .bin of a LoRA adapter"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from hearthlm.llm_inference import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
     from hearthlm.llm_inference_session import LlmInferenceSession
-    from hearthlm.model_info import ModelInfo, inspect_model
+    from hearthlm.model_info import FileInfo, ModelInfo, inspect_file, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
     from hearthlm.runtime.sampler import TokenLogprobs
 
@@ -33,6 +33,7 @@ _HOMES = {
     "ContextLengthError": "errors",
     "CorruptFileError": "errors",
     "EngineClosedError": "errors",
+    "FileInfo": "model_info",
     "GenerationResult": "answer",
     "HearthLMError": "errors",
     "LlmInference": "llm_inference",
@@ -52,6 +53,7 @@ _HOMES = {
     "TruncatedFileError": "errors",
     "UnsafeFileError": "errors",
     "UnsupportedModelError": "errors",
+    "inspect_file": "model_info",
     "inspect_model": "model_info",
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "ContextLengthError",
     "CorruptFileError",
     "EngineClosedError",
+    "FileInfo",
     "GenerationResult",
     "HearthLMError",
     "LlmInference",
@@ -81,6 +84,7 @@ __all__ = [
     "UnsafeFileError",
     "UnsupportedModelError",
     "__version__",
+    "inspect_file",
     "inspect_model",
 ]
 

@@ -19,7 +19,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 import hearthlm
 
 if TYPE_CHECKING:
-    from hearthlm import LlmInference, ModelInfo
+    from hearthlm import FileInfo, LlmInference, ModelInfo
 
 
 class ExitCode(IntEnum):
@@ -394,12 +394,17 @@ def completion(shell: str) -> None:
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def inspect(file: str, as_json: bool) -> None:
-    """Describe a model FILE (or folder) without reading its weights."""
-    info = hearthlm.inspect_model(file)
+    """Describe a FILE (or folder) without reading its weights.
+
+    Models (MediaPipe .bin, Hugging Face folders), adapters, .task bundles, saved sessions, bare weights, tokenizers.
+    """
+    info = hearthlm.inspect_file(file)
     if as_json:
         _print_json(info.to_json())
-    else:
+    elif isinstance(info, hearthlm.ModelInfo):
         click.echo(_described(info))
+    else:
+        click.echo(_described_file(info))
 
 
 def main() -> None:
@@ -518,10 +523,6 @@ def _described(info: ModelInfo) -> str:
     if windows:
         attention += f"; {num_local} of {a.num_layers} layers see {windows[0]} tokens"
     tokenizer = "none" if info.tokenizer is None else f"{info.tokenizer['kind']}, {info.tokenizer['vocab_size']} pieces"
-    kinds: dict[str, tuple[int, int]] = {}
-    for t in info.tensors:
-        count, num_bytes = kinds.get(t.dtype, (0, 0))
-        kinds[t.dtype] = (count + 1, num_bytes + t.num_bytes)
     lines = [
         ("format", {"weights_bin": "MediaPipe .bin", "checkpoint": "Hugging Face checkpoint"}[info.format]),
         ("model", f"{info.model_type} (family {info.family}), {_short(info.num_parameters).rstrip()} parameters"),
@@ -536,8 +537,55 @@ def _described(info: ModelInfo) -> str:
     ]
     if info.metadata.get("backend"):
         lines.insert(1, ("layout", info.metadata["backend"]))
-    lines += [("tensors", f"{n} {kind}, {_short(size)}B") for kind, (n, size) in sorted(kinds.items())]
-    return "\n".join(f"{name:12} {value}" for name, value in lines)
+    return _columns([*lines, *_tensor_lines(info)])
+
+
+_FORMAT_NAMES = {
+    "adapter": "PEFT adapter",
+    "checkpoint": "Hugging Face checkpoint without config.json",
+    "litertlm": "LiteRT-LM .litertlm",
+    "lora_bin": "MediaPipe .bin of a LoRA adapter",
+    "safetensors": "safetensors without config.json",
+    "session": "saved session",
+    "task": "MediaPipe .task bundle",
+    "tflite": "LiteRT .tflite",
+    "tokenizer": "tokenizer",
+    "torch_zip": "torch checkpoint without config.json",
+}
+
+
+def _described_file(info: FileInfo) -> str:
+    lines = [("format", _FORMAT_NAMES.get(info.format, info.format))]
+    if info.tokenizer is not None:
+        lines.append(("tokenizer", f"{info.tokenizer['kind']}, {info.tokenizer['vocab_size']} pieces"))
+    for name, value in info.metadata.items():
+        if name == "entries":
+            for entry in value:
+                kind = f" ({entry['kind']})" if entry["kind"] else ""
+                lines.append(("entry", f"{entry['name']}, {_short(entry['bytes'])}B{kind}"))
+        elif value not in (None, "", []):
+            lines.append(
+                (
+                    name.removeprefix("num_").replace("_", " "),
+                    ", ".join(map(str, value)) if isinstance(value, list) else str(value),
+                )
+            )
+    if info.templates is not None:
+        lines.append(("templates", "in the file" if info.templates.user.prefix else "none"))
+    return _columns([*lines, *_tensor_lines(info)])
+
+
+def _tensor_lines(info: ModelInfo | FileInfo) -> list[tuple[str, str]]:
+    kinds: dict[str, tuple[int, int]] = {}
+    for t in info.tensors:
+        count, num_bytes = kinds.get(t.dtype, (0, 0))
+        kinds[t.dtype] = (count + 1, num_bytes + t.num_bytes)
+    return [("tensors", f"{n} {kind}, {_short(size)}B") for kind, (n, size) in sorted(kinds.items())]
+
+
+def _columns(lines: list[tuple[str, str]]) -> str:
+    width = max(12, *(len(name) for name, _ in lines))
+    return "\n".join(f"{name:{width}} {value}" for name, value in lines)
 
 
 def _short(number: int) -> str:
