@@ -189,21 +189,46 @@ def test_a_cancelled_task_or_a_closed_generator_ends_the_work_and_frees_the_sess
         wait_until_no_thread_is_left()
 
 
-def test_ten_thousand_answers_leave_memory_flat() -> None:
-    def rss_kb() -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                return int(line.split()[1])
-        raise AssertionError("no VmRSS")
+def rss_kb() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
 
-    if not Path("/proc/self/status").exists():
-        pytest.skip("memory is read from /proc")
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+
+
+@needs_proc
+def test_ten_thousand_sessions_leave_memory_flat() -> None:
     call = LlmInferenceSessionOptions(max_output_tokens=2)
+
+    def cycle(llm: LlmInference, i: int) -> None:
+        with LlmInferenceSession(llm, call) as session:
+            session.add_query_chunk("ab" + "abc" * (i % 5))
+            session.generate_response()
+
     with LlmInference.create_from_options(LlmInferenceOptions(GEMMA, prefix_cache_mb=1)) as llm:
         for i in range(2000):
-            llm.generate("ab" + "abc" * (i % 5), call)
+            cycle(llm, i)
         before = rss_kb()
         for i in range(10_000):
-            llm.generate("ab" + "abc" * (i % 5), call)
+            cycle(llm, i)
         assert rss_kb() - before < 4096
+    wait_until_no_thread_is_left()
+
+
+@needs_proc
+def test_models_loaded_and_closed_leave_no_memory_and_no_file_open() -> None:
+    def cycle() -> None:
+        with LlmInference.create_from_model_path(GEMMA) as llm:
+            llm.generate("abc", LlmInferenceSessionOptions(max_output_tokens=2))
+
+    for _ in range(50):
+        cycle()
+    before, files = rss_kb(), len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(300):
+        cycle()
+    assert rss_kb() - before < 8192
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files
     wait_until_no_thread_is_left()

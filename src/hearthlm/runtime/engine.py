@@ -183,9 +183,10 @@ class Generation(_Work):
         )
 
     def _put(self, event: int | FinishedGeneration | BaseException) -> None:
+        notify = self.on_event  # whoever takes the last event may drop it at once
         self._events.put(event)
-        if self.on_event is not None:
-            self.on_event()
+        if notify is not None:
+            notify()
 
 
 class _SharedPrompt(_Work):

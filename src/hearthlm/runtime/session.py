@@ -235,6 +235,7 @@ class IdStream:
                 if session._state.length > len(session.ids):  # the scheduler was ahead of a reader who left
                     session._state.truncate(len(session.ids))
                 session._streams = []
+                self.generation.on_event = None  # it knows the answer, which knows this
                 session._busy.release()
 
 
