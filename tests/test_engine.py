@@ -64,10 +64,10 @@ class CountingExecutor:
 
     fingerprint = "counting"
 
-    def new_state(self) -> CountingState:
+    def new_state(self, adapter: object = None) -> CountingState:
         return CountingState()
 
-    def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]]) -> CountingState:
+    def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]], adapter: object = None) -> CountingState:
         return CountingState(arrays["ids"].tolist())
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[NDArray[np.float32] | None]:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, cast, get_args
@@ -30,6 +30,7 @@ from hearthlm.errors import ModelFormatError
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.cpu_count import default_num_threads
 from hearthlm.runtime.engine import Engine
+from hearthlm.runtime.lora import LoraAdapter, open_adapter
 from hearthlm.runtime.model import Model, ModelInfo
 from hearthlm.runtime.sampler import Sampler
 from hearthlm.runtime.session import Session
@@ -55,7 +56,8 @@ class LlmInferenceOptions:
     `kv_cache_dtype` None means float16 for quantised weights and float32 for float ones. `num_responses` is how many
     `generate` and `generate_responses` make of one prompt, which is read once. `result_listener(increment, done)` and
     `error_listener(exception)` serve the async calls. `prefix_cache_mb` (MB) is how much of what earlier calls have
-    computed is kept for later ones that begin alike; 0 keeps nothing.
+    computed is kept for later ones that begin alike; 0 keeps nothing. `lora_path` is an adapter for every call that
+    names none; `supported_lora_ranks`, if given, refuses others.
     Raises ValueError for a value out of range and NotImplementedError for an option that is not built yet.
     """
 
@@ -93,7 +95,8 @@ class LlmInferenceOptions:
                 raise TypeError(f"{name}: expected a function, got {getattr(self, name)!r}")
         if self.preferred_backend == "gpu":
             raise NotImplementedError("preferred_backend='gpu' is not built yet; leave it out or use 'cpu'")
-        _refuse_unbuilt(lora_path=self.lora_path is not None, supported_lora_ranks=bool(self.supported_lora_ranks))
+        for rank in self.supported_lora_ranks:
+            _check_integer("supported_lora_ranks", rank, at_least=1)
         self.session_options()
 
     def session_options(self) -> LlmInferenceSessionOptions:
@@ -112,7 +115,7 @@ class LlmInferenceSessionOptions:
     printed. `min_p` drops tokens less likely than this part of the most likely one. `presence_penalty` and
     `frequency_penalty` (-2 to 2) make what the answer already holds less likely, `repetition_penalty` (1 is none) also
     what the prompt holds; `logit_bias` adds to the logits of token ids. `logprobs` asks for the log-probability of
-    every token and of this many most likely ones in its place.
+    every token and of this many most likely ones in its place. `lora` is an adapter that `load_lora` returned.
     Raises ValueError for a value out of range and NotImplementedError for an option that is not built yet.
     """
 
@@ -120,7 +123,7 @@ class LlmInferenceSessionOptions:
     top_p: float = 1.0
     temperature: float = 0.8
     random_seed: int = 0
-    lora: Any = None
+    lora: LoraAdapter | None = None
     prompt_templates: PromptTemplates | None = None
     max_output_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -138,7 +141,9 @@ class LlmInferenceSessionOptions:
         if self.max_output_tokens is not None:
             _check_integer("max_output_tokens", self.max_output_tokens, at_least=1)
         _check_integer("logprobs", self.logprobs, at_least=0)
-        _refuse_unbuilt(lora=self.lora is not None, response_format=self.response_format is not None)
+        if self.lora is not None and not isinstance(self.lora, LoraAdapter):
+            raise TypeError(f"lora: expected what load_lora returned, got {self.lora!r:.80}")
+        _refuse_unbuilt(response_format=self.response_format is not None)
         self.sampler()
 
     def sampler(self, response_index: int = 0) -> Sampler:
@@ -179,10 +184,12 @@ class LlmInference:
             activation_data_type=options.activation_data_type,
             kv_cache_dtype=options.kv_cache_dtype,
         )
+        self._adapters: set[str] = set()
         self._engine = Engine(executor, max_tokens=max_tokens, prefix_cache_bytes=options.prefix_cache_mb * 1_000_000)
         self._callbacks = CallbackThread()
         self._chat_format: ChatFormat | None = None
-        self._default_options = options.session_options()
+        lora = None if options.lora_path is None else self.load_lora(options.lora_path)
+        self._default_options = replace(options.session_options(), lora=lora)
         self.load_s = time.perf_counter() - started
 
     @classmethod
@@ -298,9 +305,11 @@ class LlmInference:
     def token_logprobs(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Return float32 [len(ids) - 1]: the log-probability of each id given those before it.
 
-        The ids are taken as they are: no start token is added. Raises ContextLengthError beyond `max_tokens`.
+        The ids are taken as they are: no start token is added; the adapter is that of `lora_path`. Raises
+        ContextLengthError beyond `max_tokens`.
         """
-        return self._engine.score(_checked_ids(ids, self._model.architecture.vocab_size))
+        checked = _checked_ids(ids, self._model.architecture.vocab_size)
+        return self._engine.score(checked, self._default_options.lora)
 
     def embed(self, texts: str | Sequence[str], *, normalize: bool = True) -> NDArray[np.float32]:
         """Return float32 [len(texts), embedding_dim]: the mean of the last layer's rows over each text's tokens.
@@ -312,10 +321,24 @@ class LlmInference:
         all_ids = [self._text_ids(_checked_text(text)) for text in texts]
         rows = np.zeros((len(texts), self._model.architecture.embedding_dim), np.float32)
         for row, ids in zip(rows, all_ids, strict=True):
-            row[:] = self._engine.embed(ids)
+            row[:] = self._engine.embed(ids, self._default_options.lora)
         if normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return rows
+
+    def load_lora(self, path: str | PathLike[str]) -> LoraAdapter:
+        """Read a LoRA adapter, a MediaPipe `_lora.bin` or a PEFT folder, to be passed as the option `lora` of a call.
+
+        The weights stay as they are: any number of adapters of any rank can serve calls side by side. Raises
+        TensorMismatchError for one that does not fit the model or would change nothing, UnsupportedModelError for a
+        setting of PEFT's that is not understood, and ValueError for a rank that is not in `supported_lora_ranks`.
+        """
+        adapter = open_adapter(path, self._model.family, self._model.architecture)
+        supported = self._options.supported_lora_ranks
+        if supported and adapter.rank not in supported:
+            raise ValueError(f"{path}: rank {adapter.rank}: expected one of supported_lora_ranks, {list(supported)}")
+        self._adapters.add(adapter.digest)
+        return adapter
 
     def size_in_tokens(self, text: str) -> int:
         """Return the number of tokens of a text, the start token not counted."""
@@ -383,8 +406,14 @@ class LlmInference:
 
     def _call(self, ids: Sequence[int], options: LlmInferenceSessionOptions, num_responses: int = 1) -> Call:
         """Return a call from an empty context."""
-        session = Session(self._engine)
+        session = self._new_session(options)
         return self._call_in(session, lambda: ids, options, num_responses, on_end=lambda _: session.close())
+
+    def _new_session(self, options: LlmInferenceSessionOptions) -> Session:
+        lora = options.lora
+        if lora is not None and lora.digest not in self._adapters:
+            raise ValueError(f"lora: {lora.path} was not loaded by this model; use its load_lora")
+        return Session(self._engine, adapter=lora)
 
     def _call_in(
         self,

@@ -20,7 +20,6 @@ from hearthlm.answer import (
 )
 from hearthlm.errors import SessionBusyError, SessionFileError
 from hearthlm.llm_inference import LlmInference, LlmInferenceSessionOptions
-from hearthlm.runtime.session import Session
 
 
 class LlmInferenceSession:
@@ -35,7 +34,7 @@ class LlmInferenceSession:
     def __init__(self, llm: LlmInference, options: LlmInferenceSessionOptions | None = None) -> None:
         self._llm = llm
         self._options = options or llm._default_options
-        self._session = Session(llm._engine)
+        self._session = llm._new_session(self._options)
         self._chunks: list[str] = []  # of the user's turn, not in the context yet
         self._messages: list[dict[str, Any]] = []
 
@@ -142,6 +141,8 @@ class LlmInferenceSession:
 
     def update_session_options(self, **changes: Any) -> None:
         """Change options for the answers to come, by name; raises TypeError or ValueError for what is not one."""
+        if changes.get("lora", self._options.lora) is not self._options.lora:
+            raise ValueError("lora: a session keeps the adapter that it began with; begin another session")
         self._options = replace(self._options, **changes)
 
     def size_in_tokens(self, text: str) -> int:

@@ -143,6 +143,7 @@ class FileTraits:
     parallel_residual: bool = False
     alibi: bool = False
     activation: Mapping[str, Activation] | None = None
+    lora_output_transposed: bool = False  # in LoRA files of MediaPipe's converter
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hearthlm import kernels
 from hearthlm.errors import ContextLengthError, EngineClosedError
 from hearthlm.runtime.executor import Executor, ForwardRequest, State, Wanted
+from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.prefix_cache import PrefixCache
 from hearthlm.runtime.sampler import Sampler, TokenLogprobs, token_logprobs
 
@@ -313,20 +314,27 @@ class Engine:
     def __init__(self, executor: Executor, *, max_tokens: int, prefix_cache_bytes: int = 0) -> None:
         self.executor = executor
         self.max_tokens = max_tokens
-        self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._prefix_cache_bytes = prefix_cache_bytes
+        self._prefixes: dict[str, PrefixCache] = {}  # by the digest of the adapter
         self._lock = threading.Lock()
         self._incoming: list[_Work] = []
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def new_state(self, ids: Sequence[int] = ()) -> State:
+    def new_state(self, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> State:
         """Return a state for a text that begins with `ids`: empty, or one that has seen a part of them before."""
-        return (self._prefixes.take(ids) if ids else None) or self.executor.new_state()
+        known = self._known_prefixes(adapter).take(ids) if ids else None
+        return known or self.executor.new_state(adapter)
 
-    def keep_state(self, ids: Sequence[int], state: State) -> None:
-        """Remember what `state` has computed for the beginning of `ids`, within the budget."""
+    def keep_state(self, ids: Sequence[int], state: State, adapter: LoraAdapter | None = None) -> None:
+        """Remember what `state` has computed for the beginning of `ids`, within the budget (of each adapter)."""
         if not self._closed:
-            self._prefixes.keep(ids, state)
+            self._known_prefixes(adapter).keep(ids, state)
+
+    def _known_prefixes(self, adapter: LoraAdapter | None) -> PrefixCache:
+        with self._lock:
+            digest = "" if adapter is None else adapter.digest
+            return self._prefixes.setdefault(digest, PrefixCache(self._prefix_cache_bytes))
 
     def check_room(self, num_tokens: int) -> None:
         """Raise ContextLengthError unless a context of `num_tokens` has room for one more."""
@@ -381,13 +389,13 @@ class Engine:
         else:
             self._submit(*shared.successors())
 
-    def score(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def score(self, ids: Sequence[int], adapter: LoraAdapter | None = None) -> NDArray[np.float32]:
         """Return float32 [len(ids) - 1]: the log-probability of each id given those before it."""
         if len(ids) < 2:
             return np.empty(0, dtype=np.float32)
         if len(ids) > self.max_tokens:
             raise ContextLengthError(len(ids), self.max_tokens)
-        state = self.executor.new_state()
+        state = self.executor.new_state(adapter)
         try:
             scoring = Scoring(state, ids)
             self._submit(scoring)
@@ -395,13 +403,13 @@ class Engine:
         finally:
             state.close()
 
-    def embed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+    def embed(self, ids: Sequence[int], adapter: LoraAdapter | None = None) -> NDArray[np.float32]:
         """Return float32 [embedding_dim]: the mean over all ids of the last layer's normed rows."""
         if not ids:
             raise ValueError("ids: expected at least one")
         if len(ids) > self.max_tokens:
             raise ContextLengthError(len(ids), self.max_tokens)
-        state = self.executor.new_state()
+        state = self.executor.new_state(adapter)
         try:
             embedding = Embedding(state, ids)
             self._submit(embedding)
@@ -417,7 +425,8 @@ class Engine:
         if thread is not None:
             thread.join()
         if not was_closed:
-            self._prefixes.clear()
+            for prefixes in self._prefixes.values():
+                prefixes.clear()
             self.executor.close()
 
     def _submit(self, *work: _Work) -> None:

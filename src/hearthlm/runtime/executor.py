@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm.kernels import ThreadPool
+from hearthlm.runtime.lora import LoraAdapter
 
 Wanted = Literal["none", "last", "all", "hidden"]
 
@@ -71,13 +72,14 @@ class Executor(Protocol):
     def fingerprint(self) -> str:
         """A hash of all that a state depends on: equal where a saved state may be continued.
 
-        Weights enter by samples; another model, quantisation, fine-tune or type of cache or activations differs.
+        Weights enter by samples; another model, quantisation, fine-tune or type of cache or activations differs. The
+        adapter of a state is not in it.
         """
 
-    def new_state(self) -> State:
-        """Return the state of an empty sequence."""
+    def new_state(self, adapter: LoraAdapter | None = None) -> State:
+        """Return the state of an empty sequence, all of which goes through `adapter`."""
 
-    def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]]) -> State:
+    def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]], adapter: LoraAdapter | None = None) -> State:
         """Return a state of `length` tokens that goes on bit for bit like the one that `save` returned `arrays` of.
 
         Raises SessionFileError, before anything is allocated, for arrays of another name, type or shape.

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm import kernels
 from hearthlm.quantization import WeightMatrix
+from hearthlm.runtime.lora import LoraAdapter
+
+
+class AdaptedRows(NamedTuple):
+    """Say that the rows begin to end - 1 go through an adapter."""
+
+    begin: int
+    end: int
+    adapter: LoraAdapter
 
 
 class Activations:
     """Hold float32 rows [m, k] and, once somebody asks, their int8 form, shared by all who read the same rows."""
 
-    __slots__ = ("_pool", "_quantized", "values")
+    __slots__ = ("_pool", "_quantized", "adapted", "values")
 
-    def __init__(self, values: NDArray[np.float32], pool: kernels.ThreadPool) -> None:
+    def __init__(
+        self, values: NDArray[np.float32], pool: kernels.ThreadPool, adapted: Sequence[AdaptedRows] = ()
+    ) -> None:
         self.values = values
+        self.adapted = adapted
         self._pool = pool
         self._quantized: kernels.QuantizedRows | None = None
 
@@ -29,10 +44,10 @@ class Linear:
     """Multiply by one weight matrix [out, in].
 
     Quantised weights meet int8 activations (one scale per row) unless `float_activations`; float weights always meet
-    float ones.
+    float ones. Rows with an adapter get what it has for the matrix of this `role`, in float.
     """
 
-    __slots__ = ("_pool", "_quantizes", "bias", "weight")
+    __slots__ = ("_pool", "_quantizes", "bias", "role", "weight")
 
     def __init__(
         self,
@@ -40,8 +55,10 @@ class Linear:
         bias: NDArray[np.float32] | None,
         pool: kernels.ThreadPool,
         *,
+        role: str,
         float_activations: bool,
     ) -> None:
+        self.role = role
         self.weight = weight
         self.bias = bias
         self._pool = pool
@@ -49,4 +66,10 @@ class Linear:
 
     def __call__(self, x: Activations) -> NDArray[np.float32]:
         """Return float32 [m, out]."""
-        return kernels.linear(x.quantized() if self._quantizes else x.values, self.weight, self.bias, self._pool)
+        y = kernels.linear(x.quantized() if self._quantizes else x.values, self.weight, self.bias, self._pool)
+        for begin, end, adapter in x.adapted:
+            factors = adapter.factors.get(self.role)
+            if factors is not None:
+                low = kernels.linear(x.values[begin:end], factors.down, None, self._pool)
+                y[begin:end] += kernels.linear(low, factors.up, None, self._pool)
+        return y

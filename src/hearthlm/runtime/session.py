@@ -10,6 +10,7 @@ from typing import Any
 from hearthlm.errors import SessionBusyError, SessionFileError
 from hearthlm.formats.session_file import read_session_file, write_session_file
 from hearthlm.runtime.engine import Engine, FinishedGeneration, Generation
+from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.sampler import Sampler, TokenLogprobs
 
 
@@ -20,9 +21,10 @@ class Session:
     another meanwhile raises SessionBusyError. What other texts have computed before is reused where they begin alike.
     """
 
-    def __init__(self, engine: Engine, ids: Sequence[int] = ()) -> None:
+    def __init__(self, engine: Engine, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> None:
         self._engine = engine
-        self._state = engine.new_state(ids)
+        self._adapter = adapter
+        self._state = engine.new_state(ids, adapter)
         self._busy = threading.Lock()
         self._streams: list[IdStream] = []  # under way
         self.ids: list[int] = list(ids)
@@ -69,7 +71,7 @@ class Session:
                 self._state.truncate(num_kept)
             if self._state.length == 0:
                 self._state.close()
-                self._state = self._engine.new_state(context)
+                self._state = self._engine.new_state(context, self._adapter)
             self.ids = context
             generations = self._engine.prepare(
                 self._state,
@@ -132,7 +134,7 @@ class Session:
         try:
             write_session_file(
                 path,
-                fingerprint=self._engine.executor.fingerprint,
+                fingerprint=self._fingerprint,
                 ids=self.ids,
                 arrays=self._state.save(),
                 extra={"num_computed": self._state.length, **extra},
@@ -149,7 +151,7 @@ class Session:
         self._acquire()
         try:
             executor = self._engine.executor
-            file = read_session_file(path, expected_fingerprint=executor.fingerprint)
+            file = read_session_file(path, expected_fingerprint=self._fingerprint)
             self._engine.check_room(len(file.ids))
             extra = dict(file.extra)
             if file.ids.max(initial=0) >= executor.vocab_size:
@@ -161,7 +163,7 @@ class Session:
                 raise SessionFileError(
                     f"{path}: num_computed: expected 0 to {len(file.ids)}, the number of ids, got {num_computed!r}"
                 )
-            state = executor.load_state(num_computed, file.arrays)
+            state = executor.load_state(num_computed, file.arrays, self._adapter)
             self._state.close()
             self._state = state
             self.ids = file.ids.tolist()
@@ -174,12 +176,18 @@ class Session:
         for stream in self._streams[:1]:
             stream.close()
         self._acquire()
-        self._engine.keep_state(self.ids, self._state)
+        self._engine.keep_state(self.ids, self._state, self._adapter)
         self._state.close()  # stays busy: a closed session answers nothing
+
+    @property
+    def _fingerprint(self) -> str:
+        """What a saved state depends on: the model, and the adapter."""
+        fingerprint = self._engine.executor.fingerprint
+        return fingerprint if self._adapter is None else f"{fingerprint}+{self._adapter.digest}"
 
     def _child(self) -> Session:
         """Return a busy session with the same context and an empty state."""
-        child = Session(self._engine)
+        child = Session(self._engine, adapter=self._adapter)
         child.ids = list(self.ids)
         child._busy.acquire()
         return child

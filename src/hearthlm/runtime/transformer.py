@@ -22,7 +22,8 @@ from hearthlm.models.params import Architecture, Llama3Scaling, Norm, Rope
 from hearthlm.quantization import bfloat16_to_float32, float32_to_bfloat16
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.kv_cache import BLOCK_SIZE, BlockCache, CacheLayout
-from hearthlm.runtime.linear import Activations, Linear
+from hearthlm.runtime.linear import Activations, AdaptedRows, Linear
+from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.weights import LinearWeights, NormWeights, Weights, update_with_samples
 
 ActivationDataType = Literal["int8", "float32"]
@@ -34,10 +35,11 @@ _MAX_LENGTH = 1 << 24  # tokens of a state that is loaded: windows keep so few t
 
 
 class TransformerState:
-    """Hold the caches of one sequence, one for each group of layers."""
+    """Hold the caches of one sequence, one for each group of layers, and the adapter that it goes through."""
 
-    def __init__(self, layouts: Sequence[CacheLayout]) -> None:
+    def __init__(self, layouts: Sequence[CacheLayout], adapter: LoraAdapter | None = None) -> None:
         self.length = 0
+        self.adapter = adapter
         self._layouts = layouts
         self.caches = [BlockCache(layout) for layout in layouts]
 
@@ -54,6 +56,7 @@ class TransformerState:
     def fork(self) -> TransformerState:
         copy = TransformerState.__new__(TransformerState)
         copy.length = self.length
+        copy.adapter = self.adapter
         copy._layouts = self._layouts
         copy.caches = [cache.fork() for cache in self.caches]
         return copy
@@ -210,9 +213,9 @@ class TransformerExecutor:
         float_activations = activation_data_type == "float32"
         self._quantizes_activations = False
 
-        def linear(w: LinearWeights) -> Linear:
+        def linear(w: LinearWeights, role: str) -> Linear:
             self._quantizes_activations |= w.weight.is_quantized and not float_activations
-            return Linear(w.weight, w.bias, self._pool, float_activations=float_activations)
+            return Linear(w.weight, w.bias, self._pool, role=role, float_activations=float_activations)
 
         a = architecture
         windows = sorted({layer.window or 0 for layer in a.layers})
@@ -230,7 +233,8 @@ class TransformerExecutor:
         self._alibi = AlibiTable(a.num_heads, a.attention_scale) if a.alibi else None
         self._layers: list[_Layer] = []
         num_in_group = [0] * len(windows)
-        for layer, w in zip(a.layers, weights.layers, strict=True):
+        for i, (layer, w) in enumerate(zip(a.layers, weights.layers, strict=True)):
+            p = f"layers.{i}."
             group = windows.index(layer.window or 0)
             self._layers.append(
                 _Layer(
@@ -239,22 +243,22 @@ class TransformerExecutor:
                     window=layer.window or 0,
                     rope=self._tables[layer.rope] if layer.rope is not None else None,
                     attention_norm=w.attention_norm,
-                    query=linear(w.query),
-                    key=linear(w.key),
-                    value=linear(w.value),
+                    query=linear(w.query, f"{p}attention.query"),
+                    key=linear(w.key, f"{p}attention.key"),
+                    value=linear(w.value, f"{p}attention.value"),
                     query_norm=w.query_norm,
                     key_norm=w.key_norm,
-                    output=linear(w.output),
+                    output=linear(w.output, f"{p}attention.output"),
                     post_attention_norm=w.post_attention_norm,
                     feed_forward_norm=w.feed_forward_norm,
-                    gate=linear(w.gate) if w.gate is not None else None,
-                    up=linear(w.up),
-                    down=linear(w.down),
+                    gate=linear(w.gate, f"{p}feed_forward.gate") if w.gate is not None else None,
+                    up=linear(w.up, f"{p}feed_forward.up"),
+                    down=linear(w.down, f"{p}feed_forward.down"),
                     post_feed_forward_norm=w.post_feed_forward_norm,
                 )
             )
             num_in_group[group] += 1
-        self._logits = linear(weights.logits)
+        self._logits = linear(weights.logits, "logits")
 
     @property
     def vocab_size(self) -> int:
@@ -280,11 +284,15 @@ class TransformerExecutor:
         update_with_samples(digest, self._weights)
         return digest.hexdigest()
 
-    def new_state(self) -> TransformerState:
-        return TransformerState(self._layouts)
+    def new_state(self, adapter: LoraAdapter | None = None) -> TransformerState:
+        return TransformerState(self._layouts, adapter)
 
-    def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]]) -> TransformerState:
-        return TransformerState.load(self._layouts, length, arrays)
+    def load_state(
+        self, length: int, arrays: Mapping[str, NDArray[Any]], adapter: LoraAdapter | None = None
+    ) -> TransformerState:
+        state = TransformerState.load(self._layouts, length, arrays)
+        state.adapter = adapter
+        return state
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[Rows | None]:
         a = self.architecture
@@ -332,7 +340,8 @@ class TransformerExecutor:
         a = self.architecture
         pool = self._pool
         h = x if layer.attention_norm is None else self._norm(x, a.attention_norm, layer.attention_norm)
-        hidden = Activations(h, pool)
+        hidden = Activations(h, pool, step.adapted)
+        adapted = step.adapted
         key, value = layer.key(hidden), layer.value(hidden)
         if layer.key_norm is not None:
             key = self._norm(key.reshape(-1, layer.key_norm.scale.size), a.query_key_norm, layer.key_norm)
@@ -347,7 +356,8 @@ class TransformerExecutor:
             if not len(step.wanted_rows):
                 return x[:0]
             x, h = x[step.wanted_rows], h[step.wanted_rows]
-            hidden = Activations(h, pool)
+            adapted = step.wanted_adapted
+            hidden = Activations(h, pool, adapted)
             batch = step.wanted_batch(layer.group)
             if layer.rope is not None:
                 cos, sin = cos[step.wanted_rows], sin[step.wanted_rows]
@@ -368,7 +378,7 @@ class TransformerExecutor:
             None if self._alibi is None else self._alibi.columns(step.num_positions),
             pool,
         )
-        attended = layer.output(Activations(attended.reshape(-1, a.query_dim), pool))
+        attended = layer.output(Activations(attended.reshape(-1, a.query_dim), pool, adapted))
         if layer.post_attention_norm is not None:
             attended = self._norm(attended, a.post_attention_norm, layer.post_attention_norm)
         if a.parallel_residual:
@@ -378,7 +388,7 @@ class TransformerExecutor:
         attended += x
         x = attended
         h = x if layer.feed_forward_norm is None else self._norm(x, a.feed_forward_norm, layer.feed_forward_norm)
-        h = self._feed_forward(layer, Activations(h, pool))
+        h = self._feed_forward(layer, Activations(h, pool, adapted))
         if layer.post_feed_forward_norm is not None:
             h = self._norm(h, a.post_feed_forward_norm, layer.post_feed_forward_norm)
         h += x
@@ -391,7 +401,7 @@ class TransformerExecutor:
         else:
             h = layer.gate(x)
             kernels.gated_activation(h, layer.up(x), self.architecture.activation, self._pool)
-        return layer.down(Activations(h, self._pool))
+        return layer.down(Activations(h, self._pool, x.adapted))
 
     def _norm(self, x: Rows, norm: Norm | None, weights: NormWeights) -> Rows:
         assert norm is not None  # the weights exist because the architecture says so
@@ -428,9 +438,25 @@ class _Step:
         self.wanted_rows = np.concatenate(
             [np.arange(end - n, end) for end, n in zip(row_begin[1:].tolist(), self._num_wanted, strict=True)]
         )
+        self.adapted = self._adapted(lengths)
+        self.wanted_adapted = self._adapted(self._num_wanted)
         self.batches = [
             self._batch(group, row_begin, np.array(starts, dtype=np.int32)) for group in range(len(layouts))
         ]
+
+    def _adapted(self, counts: Sequence[int]) -> list[AdaptedRows]:
+        """Return the runs of rows, `counts` of them for each request, that go through an adapter."""
+        runs: list[AdaptedRows] = []
+        end = 0
+        for request, count in zip(self._requests, counts, strict=True):
+            begin, end = end, end + count
+            adapter = request.state.adapter
+            if adapter is None or not count:
+                continue
+            if runs and runs[-1].end == begin and runs[-1].adapter is adapter:
+                begin = runs.pop().begin
+            runs.append(AdaptedRows(begin, end, adapter))
+        return runs
 
     def wanted_batch(self, group: int) -> CacheBatch:
         """Return the batch of the wanted rows."""

@@ -1,0 +1,257 @@
+"""Low-rank adapters, y = x W^T + (x A^T) B^T, read from MediaPipe's `.bin` or PEFT's files and never merged into W."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hearthlm.errors import TensorMismatchError, UnsupportedModelError
+from hearthlm.formats import detect_format
+from hearthlm.formats.checkpoint import Checkpoint
+from hearthlm.formats.weights_bin import WeightsBin
+from hearthlm.models.family import Family, TensorSpec
+from hearthlm.models.params import Architecture
+from hearthlm.quantization import WeightMatrix, dequantize
+
+_log = logging.getLogger("hearthlm")
+
+# What adapter_config.json may say without changing what is computed here.
+_WITHOUT_EFFECT = """
+auto_mapping base_model_name_or_path fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform
+lora_dropout peft_type peft_version revision target_modules task_type qalora_group_size exclude_modules megatron_config
+megatron_core loftq_config eva_config corda_config runtime_config ensure_weight_tying arrow_config
+"""
+_READ = frozenset(("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"))
+# Neutral values of what would change the result.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "modules_to_save": (None, []),
+    "use_dora": (False, None),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+    "lora_bias": (False, None),
+    "alora_invocation_tokens": (None,),
+    "use_qalora": (False, None),
+    "layer_replication": (None,),
+}
+_PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?(?:\.linear)?\.(?:weight|w)")
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFactors:
+    """Hold one layer's factors: `down` is A [rank, in], `up` is B [out, rank] times the adapter's scale."""
+
+    down: WeightMatrix
+    up: WeightMatrix
+
+
+@dataclass(frozen=True, eq=False)
+class LoraAdapter:
+    """Hold an adapter for one model; immutable, and shared by every sequence that uses it."""
+
+    path: str
+    rank: int  # the largest of all layers
+    num_bytes: int
+    digest: str
+    factors: Mapping[str, LoraFactors] = field(repr=False)  # by the role of the matrix that they add to
+
+
+def open_adapter(path: str | PathLike[str], family: Family, architecture: Architecture) -> LoraAdapter:
+    """Read the adapter at `path`, a `_lora.bin` or a PEFT folder or file, for a model.
+
+    Raises TensorMismatchError for a tensor that the model has no place for or whose shape is another, and for an
+    adapter that would change nothing; UnsupportedModelError for a setting of PEFT's that is not understood.
+    """
+    specs = {
+        spec.role: spec
+        for spec in family.tensors(architecture)
+        if len(spec.shape) == 2 and spec.group in ("attention", "feed_forward")
+    }
+    kind = detect_format(path)
+    if kind == "weights_bin":
+        found = _from_bin(path, specs, family)
+    elif kind in ("checkpoint", "safetensors", "torch_zip"):
+        found = _from_peft(path, specs)
+    else:
+        raise UnsupportedModelError(
+            f"{path}: expected a LoRA .bin or a PEFT adapter, got a file of the format {kind!r}"
+        )
+    if not found:
+        raise TensorMismatchError(f"{path}: there is no LoRA tensor in it")
+    if not any(up.any() and down.any() for down, up in found.values()):
+        raise TensorMismatchError(f"{path}: the adapter would change nothing: every product of its factors is zero")
+    digest = hashlib.blake2b(digest_size=32)
+    factors = {}
+    for role in sorted(found):
+        down, up = (np.ascontiguousarray(values, dtype=np.float32) for values in found[role])
+        digest.update(f"{role} {down.shape} {up.shape}".encode())
+        digest.update(down.tobytes())
+        digest.update(up.tobytes())
+        factors[role] = LoraFactors(_float_matrix(down), _float_matrix(up))
+    return LoraAdapter(
+        path=str(path),
+        rank=max(f.down.shape[0] for f in factors.values()),
+        num_bytes=sum(f.down.num_bytes + f.up.num_bytes for f in factors.values()),
+        digest=digest.hexdigest(),
+        factors=factors,
+    )
+
+
+def _float_matrix(values: NDArray[np.float32]) -> WeightMatrix:
+    return WeightMatrix("float32", (values.shape[0], values.shape[1]), values)
+
+
+_Found = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+def _from_bin(path: str | PathLike[str], specs: Mapping[str, TensorSpec], family: Family) -> _Found:
+    """Read MediaPipe's layout: for the attention's output the names of the two factors are swapped.
+
+    MediaPipe's own converter also puts those two through a wrong reshape; in its files that is undone.
+    """
+    with WeightsBin.open(path) as file:
+        rank = file.lora_rank
+        if rank is None or not file.tensors or not all("w_prime" in name for name in file.tensors):
+            raise UnsupportedModelError(f"{path}: expected a LoRA .bin, got one that holds a whole model")
+        traits = family.file_traits.get(file.model_type)
+        if traits is None:
+            raise TensorMismatchError(f"{path}: the adapter is for another type of model than {family.name}")
+        left_over = set(file.tensors)
+        found: _Found = {}
+        for role, spec in specs.items():
+            for bin_name in spec.bin_names:
+                base = bin_name.removesuffix(".w").removesuffix(".linear")
+                left, right = f"{base}.w_prime_left", f"{base}.w_prime_right"
+                if left not in file.tensors and right not in file.tensors:
+                    continue
+                is_swapped = role.endswith("attention.output")
+                down_name, up_name = (right, left) if is_swapped else (left, right)
+                out, columns = spec.shape
+                if is_swapped and file.extra is None and traits.lora_output_transposed:
+                    down = dequantize(file.matrix(down_name, (columns, rank))).T.reshape(columns, rank).T
+                    up = dequantize(file.matrix(up_name, (rank, out))).T.reshape(rank, out).T
+                else:
+                    down = dequantize(file.matrix(down_name, (rank, columns)))
+                    up = dequantize(file.matrix(up_name, (out, rank)))
+                    if is_swapped and file.extra is None:
+                        down, up = down.reshape(columns, rank).T, up.reshape(rank, out).T
+                found[role] = down, up
+                left_over -= {left, right}
+                break
+        _check_left_over(path, left_over)
+        return found
+
+
+def _from_peft(path: str | PathLike[str], specs: Mapping[str, TensorSpec]) -> _Found:
+    with Checkpoint.open(path) as file:
+        config = file.adapter_config
+        if config is None:
+            _log.warning("%s: there is no adapter_config.json beside it; lora_alpha is taken to be the rank", path)
+        settings = _PeftSettings(path, config or {})
+        pairs: dict[str, dict[str, str]] = {}
+        left_over = set()
+        for name in file.names:
+            match = _PEFT_NAME.fullmatch(name)
+            if match is None:
+                left_over.add(name)
+            else:
+                pairs.setdefault(match[1], {})[match[2]] = name
+        found: _Found = {}
+        used = set()
+        for role, spec in specs.items():
+            module = spec.checkpoint_name.removesuffix(".weight")
+            spelling = next((s for s in _spellings(module) if s in pairs), None)
+            if spelling is None:
+                continue
+            used.add(spelling)
+            pair = pairs[spelling]
+            if set(pair) != {"A", "B"}:
+                raise TensorMismatchError(f"{path}: {spelling}: expected lora_A and lora_B, got only {min(pair)}")
+            down, up = dequantize(file.matrix(pair["A"])), dequantize(file.matrix(pair["B"]))
+            rows = spec.checkpoint_rows
+            whole = rows.shape[::-1] if rows.transposed else rows.shape
+            rank = down.shape[0]
+            if down.shape != (rank, whole[1]) or up.shape != (whole[0], rank):
+                raise TensorMismatchError(
+                    f"{path}: {spelling}: expected lora_A [rank, {whole[1]}] and lora_B [{whole[0]}, rank], "
+                    f"got {list(down.shape)} and {list(up.shape)}"
+                )
+            count = spec.shape[0] // rows.num_groups
+            up = up.reshape(rows.num_groups, -1, rank)[:, rows.begin : rows.begin + count].reshape(-1, rank)
+            found[role] = down, up * np.float32(settings.scale(spelling, rank))
+        for module in pairs.keys() - used:
+            left_over |= set(pairs[module].values())
+        _check_left_over(path, left_over)
+        return found
+
+
+def _spellings(module: str) -> Iterator[str]:
+    """Yield the names that a module has in larger models around the same text model, and in MediaPipe's examples."""
+    bare = module.removeprefix("model.").removeprefix("transformer.")
+    yield from (module, f"model.{module}", f"language_model.{module}", f"model.language_model.{bare}", bare)
+
+
+def _check_left_over(path: str | PathLike[str], names: set[str]) -> None:
+    if names:
+        raise TensorMismatchError(
+            f"{path}: the model has no place for {len(names)} of its tensors: {', '.join(sorted(names)[:3])}"
+            f"{', ...' if len(names) > 3 else ''}"
+        )
+
+
+class _PeftSettings:
+    """Read adapter_config.json; a field that would change the result and is not understood is refused by name."""
+
+    def __init__(self, path: str | PathLike[str], config: Mapping[str, Any]) -> None:
+        self._path = path
+        self._config = config
+        for name, value in config.items():
+            if name in _NEUTRAL:
+                if value not in _NEUTRAL[name]:
+                    raise UnsupportedModelError(f"{path}: adapter_config.json: {name}={value!r:.80} is not supported")
+            elif name == "peft_type" and value != "LORA":
+                raise UnsupportedModelError(f"{path}: adapter_config.json: expected peft_type LORA, got {value!r:.80}")
+            elif name not in _WITHOUT_EFFECT.split() and name not in _READ:
+                raise UnsupportedModelError(f"{path}: adapter_config.json: the field {name!r} is not understood")
+        self._rank_pattern = self._pattern("rank_pattern")
+        self._alpha_pattern = self._pattern("alpha_pattern")
+
+    def _pattern(self, name: str) -> Mapping[str, Any]:
+        value = self._config.get(name) or {}
+        if not isinstance(value, dict):
+            raise UnsupportedModelError(
+                f"{self._path}: adapter_config.json: {name}: expected an object, got {value!r:.80}"
+            )
+        return value
+
+    def scale(self, module: str, rank: int) -> float:
+        """Return what B is multiplied by: lora_alpha / rank, or over its root with use_rslora."""
+        if not self._config:
+            return 1.0
+        declared = self._of(self._rank_pattern, module, self._config.get("r"))
+        if declared != rank:
+            raise TensorMismatchError(
+                f"{self._path}: {module}: adapter_config.json says rank {declared!r:.80}, its tensors have {rank}"
+            )
+        alpha = self._of(self._alpha_pattern, module, self._config.get("lora_alpha"))
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+            raise UnsupportedModelError(
+                f"{self._path}: adapter_config.json: lora_alpha: expected a number, got {alpha!r:.80}"
+            )
+        return alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank
+
+    def _of(self, pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+        """Return the value of the pattern that a module's name ends with, as PEFT does (names, no expressions)."""
+        for key, value in pattern.items():
+            if module == key or module.endswith(f".{key}"):
+                return value
+        return default
