@@ -254,3 +254,15 @@ def test_inspect_describes_what_is_no_model_by_itself() -> None:
     assert any(line.startswith("entry") and "METADATA" in line for line in lines)
     lines = run("inspect", folder / "0.10.14" / "gemma_2b_gpu_lora_lora.bin").stdout.decode().splitlines()
     assert lines[0].split(None, 1) == ["format", "MediaPipe .bin of a LoRA adapter"]
+
+
+def test_an_adapter_changes_the_answer_and_one_that_does_not_fit_is_refused() -> None:
+    adapter = GEMMA.parent / "gemma_2b_gpu_lora_lora.bin"
+    shared = ("abcabc", "--max-tokens", "40", "--random-seed", "1", "--temperature", "1")
+    model = GEMMA.parent / "gemma_2b_gpu_lora.bin"
+    adapted = run("run", model, *shared, "--lora-path", adapter)
+    assert (adapted.returncode, adapted.stderr) == (0, b"")
+    assert adapted.stdout != run("run", model, *shared).stdout
+    refused = run("run", "Hello", "--lora-path", adapter)
+    assert refused.returncode == ExitCode.BAD_DATA
+    assert "another type of model" in refused.stderr.decode()

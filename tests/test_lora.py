@@ -182,6 +182,11 @@ def test_an_adapter_on_quantised_weights_changes_calls_that_ask_for_it(tmp_path:
                 session.update_session_options(lora=None)
         with LlmInferenceSession(llm) as session, pytest.raises(hearthlm.SessionFileError):
             session.load(tmp_path / "talk")
+    with LlmInference.create_from_options(LlmInferenceOptions(GEMMA, lora_path=path)) as llm:
+        default = llm.generate("abcabc", LlmInferenceSessionOptions(**call))  # type: ignore[arg-type]
+        assert default.token_ids == adapted.token_ids
+        with LlmInferenceSession(llm, LlmInferenceSessionOptions(**call)) as session:  # type: ignore[arg-type]
+            session.load(tmp_path / "talk")
     with LlmInference.create_from_options(LlmInferenceOptions(GEMMA, supported_lora_ranks=(8,))) as other:
         with pytest.raises(ValueError, match=r"rank 4: expected one of supported_lora_ranks, \[8\]"):
             other.load_lora(path)

@@ -80,6 +80,7 @@ _engine_options = _options(
         type=click.Choice(["int8", "float32"]),
         help="How activations meet quantised weights.  [default: int8]",
     ),
+    click.option("--lora-path", type=click.Path(), help="A LoRA adapter: MediaPipe's _lora.bin or a PEFT folder."),
 )
 
 
@@ -120,6 +121,7 @@ def run(
     threads: int | None,
     weights: Any,
     activation_data_type: Any,
+    lora_path: str | None,
     **sampling: Any,
 ) -> None:
     """Answer a prompt, streamed to stdout.
@@ -140,6 +142,7 @@ def run(
         num_threads=threads,
         weights=weights,
         activation_data_type=activation_data_type,
+        lora_path=lora_path,
         prefix_cache_mb=0,
     )
     session_options = hearthlm.LlmInferenceSessionOptions(
@@ -187,6 +190,7 @@ def chat(
     threads: int | None,
     weights: Any,
     activation_data_type: Any,
+    lora_path: str | None,
     **sampling: Any,
 ) -> None:
     """Talk with a model, turn by turn.
@@ -209,6 +213,7 @@ def chat(
         num_threads=threads,
         weights=weights,
         activation_data_type=activation_data_type,
+        lora_path=lora_path,
     )
     with _load(options) as llm:
         conversation = _Conversation(llm, hearthlm.LlmInferenceSessionOptions(**sampling), system)
@@ -330,6 +335,7 @@ def score(
     threads: int | None,
     weights: Any,
     activation_data_type: Any,
+    lora_path: str | None,
 ) -> None:
     """Say how likely a text is: the log-probability of each token given those before it, and the perplexity.
 
@@ -348,6 +354,7 @@ def score(
         num_threads=threads,
         weights=weights,
         activation_data_type=activation_data_type,
+        lora_path=lora_path,
     )
     with _load(options) as llm:
         if ids is not None:

@@ -410,7 +410,7 @@ class LlmInference:
         return self._call_in(session, lambda: ids, options, num_responses, on_end=lambda _: session.close())
 
     def _new_session(self, options: LlmInferenceSessionOptions) -> Session:
-        lora = options.lora
+        lora = self._default_options.lora if options.lora is None else options.lora
         if lora is not None and lora.digest not in self._adapters:
             raise ValueError(f"lora: {lora.path} was not loaded by this model; use its load_lora")
         return Session(self._engine, adapter=lora)
