@@ -188,7 +188,11 @@ class LlmInference:
         self._engine = Engine(executor, max_tokens=max_tokens, prefix_cache_bytes=options.prefix_cache_mb * 1_000_000)
         self._callbacks = CallbackThread()
         self._chat_format: ChatFormat | None = None
-        lora = None if options.lora_path is None else self.load_lora(options.lora_path)
+        try:
+            lora = None if options.lora_path is None else self.load_lora(options.lora_path)
+        except BaseException:
+            self._engine.close()
+            raise
         self._default_options = replace(options.session_options(), lora=lora)
         self.load_s = time.perf_counter() - started
 
