@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hearthlm.formats.llm_parameters import llm_parameters
 from hearthlm.formats.weights_bin import TensorPlan, write_weights_bin
 from hearthlm.models import read_config
-from hearthlm.quantization import WeightMatrix
+from hearthlm.quantization import WeightMatrix, WeightType
 
 # name -> (LlmModelType, config.json)
 GEOMETRIES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -77,29 +77,27 @@ def write_random_model(path: Path, geometry: str, bits: int) -> None:
     family, architecture = read_config(config)
     generator = np.random.default_rng(0)
 
-    def matrix(shape: tuple[int, int]) -> Callable[[], WeightMatrix]:
-        out, columns = shape
-
-        def produce() -> WeightMatrix:
+    def matrix(columns: int) -> Callable[[int, int], WeightMatrix]:
+        def produce(first: int, last: int) -> WeightMatrix:
+            out = last - first
             scales = np.full(out, 1.0 / columns**0.5 / 2 ** (bits - 2), np.float32)
             if bits == 8:
-                data: NDArray[Any] = generator.integers(-127, 128, shape, dtype=np.int8)
-                return WeightMatrix("int8", shape, data, scales)
+                data: NDArray[Any] = generator.integers(-127, 128, (out, columns), dtype=np.int8)
+                return WeightMatrix("int8", (out, columns), data, scales)
             # -7 to 7, as symmetric conversions have it
             data = generator.integers(1, 16, (out, (columns + 1) // 2), dtype=np.uint8)
             data |= generator.integers(1, 16, data.shape, dtype=np.uint8) << np.uint8(4)
-            return WeightMatrix("int4", shape, data, scales)
+            return WeightMatrix("int4", (out, columns), data, scales)
 
         return produce
 
     plans = []
     for spec in family.tensors(architecture):
         if len(spec.shape) == 2:
-            shape = (spec.shape[0], spec.shape[1])
-            plans.append(TensorPlan(spec.bin_names[0], shape, "int8" if bits == 8 else "int4", matrix(shape)))
+            stored: WeightType = "int8" if bits == 8 else "int4"
+            plans.append(TensorPlan(spec.bin_names[0], spec.shape, stored, matrix(spec.shape[1])))
         else:
-            length = spec.shape[0]
-            plans.append(TensorPlan(spec.bin_names[0], spec.shape, "float32", lambda n=length: np.zeros(n, np.float32)))  # type: ignore[misc]
+            plans.append(TensorPlan.of(spec.bin_names[0], np.zeros(spec.shape, np.float32)))
     parameters = llm_parameters(architecture, family, model_type)
     parameters.start_token_id = 2
     parameters.stop_tokens.append("<eos>")

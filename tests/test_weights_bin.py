@@ -247,10 +247,9 @@ def plans_of(file: WeightsBin) -> list[TensorPlan]:
         else:
             vector = file.vector(name, tensor.num_bytes // 4)
             shape = tensor.shape if file.backend == "cpu" else vector.shape
-            plans.append(TensorPlan(name, shape, "float32", lambda vector=vector: vector))  # type: ignore[misc]
+            plans.append(TensorPlan.of(name, vector, shape))
             continue
-        has_zero_points = matrix.zero_points is not None
-        plans.append(TensorPlan(name, matrix.shape, matrix.dtype, lambda matrix=matrix: matrix, has_zero_points))  # type: ignore[misc]
+        plans.append(TensorPlan.of(name, matrix))
     return plans
 
 
@@ -298,10 +297,6 @@ def random_matrix(shape: tuple[int, int], bits: int, seed: int = 0) -> WeightMat
     return WeightMatrix("float32", shape, values) if bits == 32 else quantize(values, bits)
 
 
-def plan_for(name: str, matrix: WeightMatrix) -> TensorPlan:
-    return TensorPlan(name, matrix.shape, matrix.dtype, lambda: matrix, matrix.zero_points is not None)
-
-
 PARAMETERS = LlmParameters(vocab_size=8, start_token_id=2, stop_tokens=["<eos>"])
 
 
@@ -314,7 +309,7 @@ def write(path: Path, plans: Sequence[TensorPlan], **options: Any) -> Path:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (5, 3), (4, 4), (8, 12), (7, 6), (300, 41)])
 def test_cpu_matrices_of_any_shape_come_back(bits: int, shape: tuple[int, int], tmp_path: Path) -> None:
     matrix = random_matrix(shape, bits)
-    path = write(tmp_path / "m.bin", [plan_for("a.w", matrix)])
+    path = write(tmp_path / "m.bin", [TensorPlan.of("a.w", matrix)])
     with WeightsBin.open(path) as file:
         read = file.matrix("a.w", shape)
         np.testing.assert_array_equal(dequantize(read), dequantize(matrix))
@@ -332,7 +327,7 @@ def test_gpu_matrices_come_back_in_rows(dtype: str, shape: tuple[int, int], tmp_
         values = random_matrix(shape, 32).data.astype(dtype)
         matrix = WeightMatrix(dtype, shape, values)  # type: ignore[arg-type]
     before = matrix.data.copy()
-    path = write(tmp_path / "m.bin", [plan_for("a.w", matrix)], backend="gpu")
+    path = write(tmp_path / "m.bin", [TensorPlan.of("a.w", matrix)], backend="gpu")
     np.testing.assert_array_equal(matrix.data, before)
     with WeightsBin.open(path) as file:
         file.verify()
@@ -361,7 +356,7 @@ def test_the_block_layout_is_the_one_of_the_format(shape: tuple[int, int]) -> No
 def test_int4_rows_of_even_length_lie_in_the_file(tmp_path: Path) -> None:
     q = np.arange(-8, 8, dtype=np.int8).reshape(2, 8)
     matrix = WeightMatrix("int4", (2, 8), pack_int4(q), np.ones(2, np.float32))
-    with WeightsBin.open(write(tmp_path / "m.bin", [plan_for("a.w", matrix)])) as file:
+    with WeightsBin.open(write(tmp_path / "m.bin", [TensorPlan.of("a.w", matrix)])) as file:
         read = file.matrix("a.w", (2, 8))
         assert not read.data.flags.owndata and not read.data.flags.writeable
         np.testing.assert_array_equal(unpack_int4(read.data, 8), q)
@@ -374,7 +369,7 @@ def path_bytes(path: Path, offset: int, count: int) -> bytes:
 
 
 def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.bin", [plan_for("a.w", random_matrix((4, 4), 8))])
+    path = write(tmp_path / "m.bin", [TensorPlan.of("a.w", random_matrix((4, 4), 8))])
     with WeightsBin.open(path) as file:
         matrix = file.matrix("a.w", (4, 4))
         before = dequantize(matrix)
@@ -385,7 +380,7 @@ def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    plans = [plan_for("a.w", random_matrix((4, 4), 8)), plan_for("b.w", random_matrix((4, 8), 4))]
+    plans = [TensorPlan.of("a.w", random_matrix((4, 4), 8)), TensorPlan.of("b.w", random_matrix((4, 8), 4))]
     for backend in "cpu", "gpu":
         extra = {"b": 1, "a": {"y": [1.5, None], "x": "é"}}
         first = write(tmp_path / "1.bin", plans, backend=backend, extra=extra).read_bytes()
@@ -408,7 +403,7 @@ def test_one_tensor_at_a_time_is_produced(tmp_path: Path) -> None:
             nonlocal alive
             alive -= 1
 
-    def produce() -> WeightMatrix:
+    def produce(first: int, last: int) -> WeightMatrix:
         nonlocal alive
         assert alive == 0
         alive += 1
@@ -417,21 +412,47 @@ def test_one_tensor_at_a_time_is_produced(tmp_path: Path) -> None:
     write(tmp_path / "m.bin", [TensorPlan(f"{i}.w", (4, 4), "float32", produce) for i in range(5)])
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("dtype", ["int4", "int8", "float16", "float32"])
+def test_pieces_make_the_same_file_as_the_whole(
+    dtype: str, backend: str, num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hearthlm.formats import weights_bin
+
+    if (dtype, backend) == ("float16", "cpu"):
+        pytest.skip("the CPU layout has no float16")
+    columns = 41 if (dtype, backend) == ("int4", "cpu") else 44
+    values = random_matrix((52, columns), 32).data.astype(np.float16 if dtype == "float16" else np.float32)
+    matrix = quantize(values, int(dtype[3:])) if dtype.startswith("int") else WeightMatrix(dtype, values.shape, values)  # type: ignore[arg-type]
+    plans = [TensorPlan.of("a.w", matrix), TensorPlan.of("b", np.arange(9, dtype=np.float32))]
+    whole = write(tmp_path / "whole.bin", plans, backend=backend).read_bytes()
+    monkeypatch.setattr(weights_bin, "_PIECE_VALUES", 8 * columns)
+    written: list[tuple[str, int]] = []
+    path = write(
+        tmp_path / "pieces.bin", plans, backend=backend, num_threads=num_threads, progress=lambda *p: written.append(p)
+    )
+    assert path.read_bytes() == whole
+    assert [name for name, _ in written] == ["a.w"] * 7 + ["b"]
+    with WeightsBin.open(path) as file:
+        assert sum(size for name, size in written if name == "a.w") == file.tensors["a.w"].num_bytes
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MemoryError])
 def test_a_failure_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "m.bin"
     path.write_bytes(b"before")
 
-    def fail() -> WeightMatrix:
+    def fail(first: int, last: int) -> WeightMatrix:
         raise error
 
     with pytest.raises(error):
-        write(path, [plan_for("a.w", random_matrix((4, 4), 8)), TensorPlan("b.w", (4, 4), "int8", fail)])
+        write(path, [TensorPlan.of("a.w", random_matrix((4, 4), 8)), TensorPlan("b.w", (4, 4), "int8", fail)])
     assert path.read_bytes() == b"before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.bin"]
 
 
-@pytest.mark.parametrize("failing_write", range(12))
+@pytest.mark.parametrize("failing_write", range(13))
 def test_a_full_disk_leaves_what_was_there(failing_write: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hearthlm.formats import weights_bin
 
@@ -448,8 +469,8 @@ def test_a_full_disk_leaves_what_was_there(failing_write: int, tmp_path: Path, m
         write_at(*args)
 
     monkeypatch.setattr(weights_bin, "_write_at", write_until_full)
-    plans = [plan_for(f"{i}.w", random_matrix((4, 4), 8)) for i in range(4)]  # 8 tensors, 3 metadata entries
-    if failing_write < 11:
+    plans = [TensorPlan.of(f"{i}.w", random_matrix((4, 4), 8)) for i in range(4)]  # 8 tensors, 3 entries, the head
+    if failing_write < 12:
         with pytest.raises(OSError, match="No space"):
             write(path, plans)
         assert path.read_bytes() == b"before"
@@ -459,13 +480,17 @@ def test_a_full_disk_leaves_what_was_there(failing_write: int, tmp_path: Path, m
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.bin"]
 
 
+def never(first: int, last: int) -> WeightMatrix:
+    raise AssertionError("a plan that is refused is not produced")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TensorPlan("a", (4, 0), "int8", lambda: None), "a: shape: expected positive dimensions"),  # type: ignore[arg-type,return-value]
-        (lambda: TensorPlan("a", (4,), "int8", lambda: None), r"a: a tensor \[4\] cannot be stored as int8"),  # type: ignore[arg-type,return-value]
-        (lambda: TensorPlan("a", (4, 4), "bfloat16", lambda: None), "cannot be stored as bfloat16"),  # type: ignore[arg-type,return-value]
-        (lambda: TensorPlan("a", (4,), "float32", lambda: None, True), "has_zero_points: expected False"),  # type: ignore[arg-type,return-value]
+        (lambda: TensorPlan("a", (4, 0), "int8", never), "a: shape: expected positive dimensions"),
+        (lambda: TensorPlan("a", (4,), "int8", never), r"a: a tensor \[4\] cannot be stored as int8"),
+        (lambda: TensorPlan("a", (4, 4), "bfloat16", never), "cannot be stored as bfloat16"),
+        (lambda: TensorPlan("a", (4,), "float32", never, True), "has_zero_points: expected False"),
     ],
 )
 def test_an_impossible_plan_is_refused(make: Callable[[], TensorPlan], message: str) -> None:
@@ -473,7 +498,15 @@ def test_an_impossible_plan_is_refused(make: Callable[[], TensorPlan], message: 
         make()
 
 
-def asymmetric() -> WeightMatrix:
+def wider(first: int, last: int) -> WeightMatrix:
+    return random_matrix((4, 8), 8)
+
+
+def longer(first: int, last: int) -> NDArray[np.float32]:
+    return np.zeros(5, np.float32)
+
+
+def asymmetric(first: int = 0, last: int = 4) -> WeightMatrix:
     matrix = random_matrix((4, 4), 8)
     return WeightMatrix("int8", (4, 4), matrix.data, matrix.scales, np.ones(4, np.float32))
 
@@ -481,17 +514,17 @@ def asymmetric() -> WeightMatrix:
 @pytest.mark.parametrize(
     ("plans", "options", "message"),
     [
-        ([plan_for("a.w", random_matrix((4, 4), 8))] * 2, {}, "tensors: 'a.w' appears twice"),
-        ([plan_for("a.w", asymmetric())], {}, "the CPU layout cannot hold zero points"),
+        ([TensorPlan.of("a.w", random_matrix((4, 4), 8))] * 2, {}, "tensors: 'a.w' appears twice"),
+        ([TensorPlan.of("a.w", asymmetric())], {}, "the CPU layout cannot hold zero points"),
         ([TensorPlan("a.w", (4, 4), "float16", asymmetric)], {}, "the CPU layout cannot hold float16"),
-        ([plan_for("a.w", random_matrix((4, 6), 8))], {"backend": "gpu"}, "needs multiples of 4"),
+        ([TensorPlan.of("a.w", random_matrix((4, 6), 8))], {"backend": "gpu"}, "needs multiples of 4"),
         ([], {"backend": "npu"}, "backend: expected 'cpu' or 'gpu', got 'npu'"),
         ([], {"lora_rank": -1}, "lora_rank: expected an integer of 32 bits, got -1"),
         ([], {"extra": {"version": 1}}, "'version' is the format's own key"),
         ([], {"extra": {"a": float("nan")}}, "not JSON compliant"),
-        ([TensorPlan("a.w", (4, 4), "int8", lambda: random_matrix((4, 8), 8))], {}, r"expected a int8 matrix \[4, 4\]"),
+        ([TensorPlan("a.w", (4, 4), "int8", wider)], {}, r"expected a int8 matrix \[4, 4\]"),
         ([TensorPlan("a.w", (4, 4), "int8", asymmetric)], {}, "without zero points, got a int8 matrix .* with zero"),
-        ([TensorPlan("a", (4,), "float32", lambda: np.zeros(5, np.float32))], {}, r"a float32 array \[4\], got an"),
+        ([TensorPlan("a", (4,), "float32", longer)], {}, r"a float32 array \[4\], got an"),
         ([TensorPlan("a", (4,), "float32", asymmetric)], {}, r"a float32 array \[4\], got a int8 matrix"),
     ],
 )
@@ -508,7 +541,7 @@ def test_a_producer_of_too_few_bytes_is_refused(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(weights_bin, "_row_sums", lambda matrix: np.zeros(1, np.int32))
     with pytest.raises(ValueError, match="a.w.sum_i: expected 16 bytes, got 4"):
-        write(tmp_path / "m.bin", [plan_for("a.w", random_matrix((4, 4), 8))], with_sum=True)
+        write(tmp_path / "m.bin", [TensorPlan.of("a.w", random_matrix((4, 4), 8))], with_sum=True)
     with pytest.raises(ValueError, match="nested more than 32 deep"):
         deep: list[Any] = []
         for _ in range(40):
@@ -526,7 +559,7 @@ def test_a_type_without_a_name_and_a_folder_as_target(tmp_path: Path) -> None:
 
 
 def test_a_head_that_readers_would_not_see_whole_is_refused(tmp_path: Path) -> None:
-    plans = [TensorPlan("x" * 120 + str(i), (1,), "float32", lambda: np.zeros(1, np.float32)) for i in range(6000)]
+    plans = [TensorPlan("x" * 120 + str(i), (1,), "float32", longer) for i in range(6000)]
     with pytest.raises(UnsupportedModelError, match=f"the first {MAX_HEAD_BYTES} only"):
         write(tmp_path / "m.bin", plans)
 

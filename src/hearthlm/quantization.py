@@ -60,6 +60,12 @@ class WeightMatrix:
     def is_quantized(self) -> bool:
         return self.dtype in ("int8", "int4")
 
+    def rows(self, first: int, last: int) -> WeightMatrix:
+        """Return the rows [first, last) as a view."""
+        scales = None if self.scales is None else self.scales[first:last]
+        zero_points = None if self.zero_points is None else self.zero_points[first:last]
+        return WeightMatrix(self.dtype, (last - first, self.shape[1]), self.data[first:last], scales, zero_points)
+
     @property
     def num_bytes(self) -> int:
         return sum(a.nbytes for a in (self.data, self.scales, self.zero_points) if a is not None)

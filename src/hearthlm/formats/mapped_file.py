@@ -54,6 +54,11 @@ class MappedFile:
             with suppress(BufferError):  # arrays that are still in use now own it
                 mapping.close()
 
+    def release_pages(self) -> None:
+        """Let the system take back the memory of what has been read; what is read again comes from the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping().madvise(mmap.MADV_DONTNEED)
+
     def check_range(self, offset: int, size: int, what: str) -> None:
         """Raise TruncatedFileError unless bytes [offset, offset + size) lie in the file."""
         if offset < 0 or size < 0 or offset > self.size or size > self.size - offset:

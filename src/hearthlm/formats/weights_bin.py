@@ -13,8 +13,11 @@ import json
 import math
 import os
 import struct
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, Literal, Self
 
@@ -58,6 +61,7 @@ _UINT8 = struct.Struct("<B")
 _UINT32 = struct.Struct("<I")
 _UINT64 = struct.Struct("<Q")
 _PANEL_BYTES = 1 << 22
+_PIECE_VALUES = 1 << 21  # of a tensor that is being written
 
 
 @dataclass(frozen=True)
@@ -404,15 +408,16 @@ class _Head:
 class TensorPlan:
     """Declare a tensor to be written before it exists: its size is known, its values are not yet.
 
-    `shape` is (out, in) for a matrix and (n,) or (1, 1, n) for a vector, which is float32. `produce` is called once,
-    when its turn comes, and returns a WeightMatrix of `dtype` and `shape`, or a float32 array of a vector's length.
-    A quantised matrix brings its scales, and zero points exactly if `has_zero_points`.
+    `shape` is (out, in) for a matrix and (n,) or (1, 1, n) for a vector, which is float32. `produce(first, last)`
+    returns the rows [first, last) of a matrix as a WeightMatrix of `dtype`, or those values of a vector as float32. It
+    is called once for each piece, from several threads at a time if the writer has them. A quantised matrix brings its
+    scales, and zero points exactly if `has_zero_points`.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: WeightType
-    produce: Callable[[], WeightMatrix | NDArray[np.float32]]
+    produce: Callable[[int, int], WeightMatrix | NDArray[np.float32]]
     has_zero_points: bool = False
 
     def __post_init__(self) -> None:
@@ -423,9 +428,23 @@ class TensorPlan:
         if self.has_zero_points and self.dtype not in ("int8", "int4"):
             raise ValueError(f"{self.name}: has_zero_points: expected False for {self.dtype}")
 
+    @classmethod
+    def of(cls, name: str, value: WeightMatrix | NDArray[np.float32], shape: tuple[int, ...] | None = None) -> Self:
+        """Plan a tensor that is in memory already, a vector under another `shape` if given."""
+        if isinstance(value, WeightMatrix):
+            return cls(name, value.shape, value.dtype, value.rows, value.zero_points is not None)
+        return cls(name, shape or value.shape, "float32", lambda first, last: value.reshape(-1)[first:last])
+
     @property
     def is_matrix(self) -> bool:
         return len(self.shape) == 2
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of rows, or of values, in which the tensor is produced."""
+        count, size = (self.shape[0], self.shape[1]) if self.is_matrix else (math.prod(self.shape), 1)
+        step = max(4, _PIECE_VALUES // size // 4 * 4) if self.is_matrix else count  # 4 rows share a block
+        for first in range(0, count, step):
+            yield first, min(first + step, count)
 
 
 def write_weights_bin(
@@ -439,14 +458,18 @@ def write_weights_bin(
     lora_rank: int | None = None,
     with_sum: bool | None = None,
     extra: Mapping[str, Any] | None = None,
+    num_threads: int = 1,
+    progress: Callable[[str, int], None] | None = None,
 ) -> None:
-    """Write a `.bin` for `backend`, one tensor at a time, in the order of `tensors`.
+    """Write a `.bin` for `backend`, a few MiB at a time, in the order of `tensors`.
 
     The file appears at `path` whole or not at all, and the same content gives the same bytes. `with_sum` adds the
     sums of the rows of quantised matrices (by default in GPU files, as MediaPipe does since 0.10.21); `lora_rank`
-    marks a LoRA file; `extra` is JSON-serialisable and becomes the metadata entry `hearthlm` with a version. Raises
-    ValueError for a plan that the layout cannot hold or a producer that breaks its plan, and UnsupportedModelError
-    where the head would not fit into the 1 MiB that readers look at.
+    marks a LoRA file; `extra` is JSON-serialisable and becomes the metadata entry `hearthlm` with a version.
+    `num_threads` produce pieces of a tensor side by side; `progress(name, num_bytes)` is called, in this thread, after
+    each piece with how many bytes of the weights it was. Raises ValueError for a plan that the layout cannot hold or a
+    producer that breaks its plan, and UnsupportedModelError where the head would not fit into the 1 MiB that readers
+    look at.
     """
     if backend not in ("cpu", "gpu"):
         raise ValueError(f"backend: expected 'cpu' or 'gpu', got {backend!r}")
@@ -498,16 +521,21 @@ def write_weights_bin(
             f"first {MAX_HEAD_BYTES} only"
         )
     offsets, end = layout.place(head_bytes, in_order)
-    remaining = iter(offsets)
-    with replace_file(path) as file:
-        file.write(build_head(offsets))
-        if backend == "gpu":
-            _write_entries(file, entries, remaining)
+    entry_offsets = offsets[: len(entries)] if backend == "gpu" else offsets[len(flat) :]
+    tensor_offsets = iter(offsets[len(entries) :] if backend == "gpu" else offsets[: len(flat)])
+    with replace_file(path) as file, ThreadPoolExecutor(num_threads) as pool:
+        file.truncate(end)
+        _write_at(file, 0, build_head(offsets))
+        for (_, data), offset in zip(entries, entry_offsets, strict=True):
+            _write_at(file, offset, data)
         for plan, group in zip(plans, stored, strict=True):
-            _write_plan(file, layout, plan, group, remaining)
-        if backend == "cpu":
-            _write_entries(file, entries, remaining)
-        _pad(file, end)
+            where = {tensor.part: (next(tensor_offsets), tensor) for tensor in group}
+            for num_bytes in _write_plan(file, layout, plan, where, pool, num_threads):
+                if progress is not None:
+                    progress(plan.name, num_bytes)
+
+
+_Part = Literal["weight", "scales", "zero_points", "sums"]
 
 
 @dataclass(frozen=True)
@@ -516,6 +544,7 @@ class _StoredTensor:
     type: str
     shape: tuple[int, ...]
     num_bytes: int
+    part: _Part = "weight"
 
 
 @dataclass(frozen=True)
@@ -536,7 +565,7 @@ class _Layout:
         return offsets, _round_up(position, end)
 
     def stored_tensors(self, plan: TensorPlan) -> list[_StoredTensor]:
-        """Return the tensors that `plan` becomes, in the order in which `chunks` gives their bytes."""
+        """Return the tensors that `plan` becomes, in the order in which they lie in the file."""
         count = math.prod(plan.shape)
         if not plan.is_matrix:
             return [self._stored(plan.name, "FLOAT32", plan.shape, 4 * count)]
@@ -553,79 +582,116 @@ class _Layout:
             if plan.dtype == "int8"
             else self._stored(plan.name, "INT4", plan.shape, (count + 1) // 2)
         )
-        scales = self._stored(f"{plan.name}_quantized_scale", "FLOAT32", (out,), 4 * out)
+        scales = self._stored(f"{plan.name}_quantized_scale", "FLOAT32", (out,), 4 * out, "scales")
         if self.backend == "cpu":
             stored = [weight, scales]
         else:
             stored = [scales, weight]
         if plan.has_zero_points:
-            stored.append(self._stored(f"{plan.name}_quantized_zp", "FLOAT32", (out,), 4 * out))
+            stored.append(self._stored(f"{plan.name}_quantized_zp", "FLOAT32", (out,), 4 * out, "zero_points"))
         if self.with_sum:
-            stored.append(self._stored(f"{plan.name}.sum_i", "INT32", (out,), 4 * out))
+            stored.append(self._stored(f"{plan.name}.sum_i", "INT32", (out,), 4 * out, "sums"))
         return stored
 
-    def chunks(self, plan: TensorPlan, value: WeightMatrix | NDArray[np.float32]) -> list[Iterable[NDArray[Any]]]:
-        """Return, for each tensor of `stored_tensors(plan)`, its bytes as arrays one after the other."""
+    def pieces(
+        self, plan: TensorPlan, value: WeightMatrix | NDArray[np.float32], first: int, last: int
+    ) -> Iterator[tuple[_Part, int, NDArray[Any]]]:
+        """Yield what rows [first, last) of `plan` are in the file: of which tensor, at which offset in it, the data."""
         if not plan.is_matrix:
-            if isinstance(value, WeightMatrix) or value.dtype != np.float32 or value.size != math.prod(plan.shape):
+            if isinstance(value, WeightMatrix) or value.dtype != np.float32 or value.size != last - first:
                 raise ValueError(f"{plan.name}: expected a float32 array {list(plan.shape)}, got {_described(value)}")
-            return [[np.ascontiguousarray(value)]]
+            yield "weight", 0, value
+            return
+        shape = (last - first, plan.shape[1])
         if (
             not isinstance(value, WeightMatrix)
-            or (value.dtype, value.shape) != (plan.dtype, plan.shape)
+            or (value.dtype, value.shape) != (plan.dtype, shape)
             or (value.zero_points is not None) != plan.has_zero_points
         ):
             zero_points = "with" if plan.has_zero_points else "without"
             raise ValueError(
-                f"{plan.name}: expected a {plan.dtype} matrix {list(plan.shape)} {zero_points} zero points, "
+                f"{plan.name}: expected a {plan.dtype} matrix {list(shape)} {zero_points} zero points, "
                 f"got {_described(value)}"
             )
-        weight = self._weight_chunks(value)
-        if value.scales is None:
-            return [weight]
-        chunks: list[Iterable[NDArray[Any]]] = [weight, [value.scales]]
         if self.backend == "gpu":
-            chunks.reverse()
-        if value.zero_points is not None:
-            chunks.append([value.zero_points])
-        if self.with_sum:
-            chunks.append([_row_sums(value)])
-        return chunks
+            yield from self._blocks(plan, value, first)
+        elif plan.dtype == "int4" and shape[1] % 2:
+            yield "weight", first * shape[1] // 2, _gapless_from_rows(value.data, shape[1])
+        else:
+            yield "weight", first * value.data.shape[1] * value.data.itemsize, value.data
+        if value.scales is not None:
+            yield "scales", 4 * first, value.scales
+            if value.zero_points is not None:
+                yield "zero_points", 4 * first, value.zero_points
+            if self.with_sum:
+                yield "sums", 4 * first, _row_sums(value)
 
-    def _stored(self, name: str, type_name: str, shape: tuple[int, ...], num_bytes: int) -> _StoredTensor:
-        return _StoredTensor(name, type_name, (num_bytes,) if self.backend == "gpu" else shape, num_bytes)
+    def _blocks(self, plan: TensorPlan, value: WeightMatrix, first: int) -> Iterator[tuple[_Part, int, NDArray[Any]]]:
+        """Yield the 4 x 4 blocks of some rows: one run of them for every four columns, or one run if it is all rows."""
+        rows, out = value.shape[0], plan.shape[0]
+        run_bytes = value.data.nbytes * 4 // value.shape[1]
+        column_bytes = run_bytes // rows * out  # of four columns of the whole matrix
+        position = first * (column_bytes // out)
+        for blocks in blocks_from_rows(value.data):
+            if rows == out:
+                yield "weight", position, blocks
+                position += blocks.nbytes
+                continue
+            for run in blocks.reshape(-1, run_bytes // blocks.itemsize):
+                yield "weight", position, run
+                position += column_bytes
 
-    def _weight_chunks(self, matrix: WeightMatrix) -> Iterable[NDArray[Any]]:
-        if self.backend == "gpu":
-            return blocks_from_rows(matrix.data)
-        if matrix.dtype == "int4" and matrix.shape[1] % 2:
-            return _gapless_from_rows(matrix.data, matrix.shape[1])
-        return [matrix.data]
-
-
-def _write_entries(file: BinaryIO, entries: Sequence[tuple[str, bytes]], offsets: Iterator[int]) -> None:
-    for name, data in entries:
-        _write_at(file, next(offsets), len(data), [np.frombuffer(data, np.uint8)], name)
+    def _stored(
+        self, name: str, type_name: str, shape: tuple[int, ...], num_bytes: int, part: _Part = "weight"
+    ) -> _StoredTensor:
+        return _StoredTensor(name, type_name, (num_bytes,) if self.backend == "gpu" else shape, num_bytes, part)
 
 
 def _write_plan(
-    file: BinaryIO, layout: _Layout, plan: TensorPlan, group: Sequence[_StoredTensor], offsets: Iterator[int]
-) -> None:
-    for tensor, pieces in zip(group, layout.chunks(plan, plan.produce()), strict=True):
-        _write_at(file, next(offsets), tensor.num_bytes, pieces, tensor.name)
+    file: BinaryIO,
+    layout: _Layout,
+    plan: TensorPlan,
+    where: Mapping[_Part, tuple[int, _StoredTensor]],
+    pool: ThreadPoolExecutor,
+    num_threads: int,
+) -> Iterator[int]:
+    """Write a tensor piece by piece and yield how many bytes of the weights each was."""
+    written: dict[_Part, int] = dict.fromkeys(where, 0)
+    for first, last, produced in _produced(plan, pool, num_threads):
+        before = written["weight"]
+        for part, offset, data in layout.pieces(plan, produced(), first, last):
+            _write_at(file, where[part][0] + offset, data)
+            written[part] += data.nbytes
+        yield written["weight"] - before
+    for part, (_, tensor) in where.items():
+        if written[part] != tensor.num_bytes:
+            raise ValueError(f"{tensor.name}: expected {tensor.num_bytes} bytes, got {written[part]}")
 
 
-def _write_at(file: BinaryIO, offset: int, num_bytes: int, pieces: Iterable[NDArray[Any]], name: str) -> None:
-    _pad(file, offset)
-    for piece in pieces:
-        file.write(np.ascontiguousarray(piece).data)
-    written = file.tell() - offset
-    if written != num_bytes:
-        raise ValueError(f"{name}: expected {num_bytes} bytes, got {written}")
+def _produced(
+    plan: TensorPlan, pool: ThreadPoolExecutor, num_threads: int
+) -> Iterator[tuple[int, int, Callable[[], WeightMatrix | NDArray[np.float32]]]]:
+    """Yield the pieces of a tensor in order, each as a function that waits for it; some are under way ahead."""
+    if num_threads <= 1:
+        for first, last in plan.pieces():
+            yield first, last, partial(plan.produce, first, last)
+        return
+    waiting: deque[tuple[int, int, Future[WeightMatrix | NDArray[np.float32]]]] = deque()
+    for first, last in plan.pieces():
+        waiting.append((first, last, pool.submit(plan.produce, first, last)))
+        if len(waiting) > num_threads:
+            begin, end, future = waiting.popleft()
+            yield begin, end, future.result
+    while waiting:
+        begin, end, future = waiting.popleft()
+        yield begin, end, future.result
 
 
-def _pad(file: BinaryIO, offset: int) -> None:
-    file.write(bytes(offset - file.tell()))
+def _write_at(file: BinaryIO, offset: int, data: bytes | NDArray[Any]) -> None:
+    view = memoryview(data) if isinstance(data, bytes) else np.ascontiguousarray(data).data.cast("B")
+    while view.nbytes:
+        written = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[written:], offset + written
 
 
 def _serialize_extra(extra: Mapping[str, Any]) -> bytes:
@@ -671,13 +737,12 @@ def _rows_from_gapless(packed: NDArray[np.uint8], shape: tuple[int, int]) -> NDA
     return result
 
 
-def _gapless_from_rows(data: NDArray[np.uint8], columns: int) -> Iterator[NDArray[np.uint8]]:
-    step = 2 * max(1, _PANEL_BYTES // columns)
-    for first in range(0, len(data), step):
-        part = data[first : first + step]
-        nibbles = np.stack((part & 0x0F, part >> 4), axis=-1).reshape(len(part), -1)[:, :columns].ravel()
-        padded = np.pad(nibbles, (0, nibbles.size % 2))
-        yield padded[0::2] | padded[1::2] << 4
+def _gapless_from_rows(data: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Pack int4 rows of odd length one after the other without gaps; the last nibble of an odd count is zero."""
+    nibbles = np.stack((data & 0x0F, data >> 4), axis=-1).reshape(len(data), -1)[:, :columns].ravel()
+    padded = np.pad(nibbles, (0, nibbles.size % 2))
+    packed: NDArray[np.uint8] = padded[0::2] | padded[1::2] << 4
+    return packed
 
 
 def _round_up(value: int, multiple: int) -> int:
