@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.llm_parameters import llm_parameters
@@ -15,7 +11,7 @@ from hearthlm.formats.llm_parameters_pb2 import LlmModelType
 from hearthlm.formats.weights_bin import TensorPlan, write_weights_bin
 from hearthlm.models import read_config
 from hearthlm.models.family import TensorSpec
-from hearthlm.quantization import WeightMatrix, WeightType, dequantize, quantize
+from hearthlm.quantization import WeightType, dequantize, quantize
 
 _BITS: dict[WeightType, int] = {"int8": 8, "int4": 4}
 
@@ -23,7 +19,6 @@ _BITS: dict[WeightType, int] = {"int8": 8, "int4": 4}
 def export(hf_folder: Path, model_bin: Path, dtype: WeightType = "int8") -> None:
     """Quantise every matrix but, for int4, the embedding, which stays int8; write the turns and the stop tokens."""
     checkpoint = Checkpoint.open(hf_folder)
-    assert checkpoint.config is not None, f"{hf_folder} has no config.json"
     if checkpoint.config is None:
         raise FileNotFoundError(f"{hf_folder}: there is no config.json")
     family, architecture = read_config(checkpoint.config)
@@ -35,16 +30,14 @@ def export(hf_folder: Path, model_bin: Path, dtype: WeightType = "int8") -> None
     turns.user_template.prompt_prefix, turns.user_template.prompt_suffix = "<start_of_turn>user\n", "<end_of_turn>\n"
     turns.model_template.prompt_prefix, turns.model_template.prompt_suffix = "<start_of_turn>model\n", "<end_of_turn>\n"
 
-    def produce(spec: TensorSpec, stored: WeightType) -> WeightMatrix | NDArray[np.float32]:
-        if len(spec.shape) == 1:
-            return checkpoint.vector(spec.checkpoint_name)
-        matrix = checkpoint.matrix(spec.checkpoint_name)
-        return quantize(dequantize(matrix), _BITS[stored]) if stored in _BITS else matrix
-
     def plan(spec: TensorSpec) -> TensorPlan:
+        if len(spec.shape) == 1:
+            return TensorPlan.of(spec.bin_names[0], checkpoint.vector(spec.checkpoint_name))
         stored: WeightType = "int8" if spec.group == "embedding" and dtype == "int4" else dtype
-        stored = "float32" if len(spec.shape) == 1 else stored
-        return TensorPlan(spec.bin_names[0], spec.shape, stored, partial(produce, spec, stored))
+        matrix = checkpoint.matrix(spec.checkpoint_name)
+        return TensorPlan.of(
+            spec.bin_names[0], quantize(dequantize(matrix), _BITS[stored]) if stored in _BITS else matrix
+        )
 
     write_weights_bin(
         model_bin,

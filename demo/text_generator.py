@@ -677,7 +677,7 @@ def write_question(
     rng: random.Random, held_out: bool, passage: Passage, *, pronoun_for: Subject | None = None
 ) -> tuple[str, str, str, tuple[str, ...], Subject]:
     """Write a question about a passage: question, answer, task, the words of a right answer, and whom it is about."""
-    chance = rng.random() / (1.0 if held_out else 1.3)  # training texts are silent more often
+    chance = rng.random()
     subject = pronoun_for or rng.choice(passage.subjects)
     told = {fact.relation.name for fact in subject.facts}
     elsewhere = {fact.relation.name for other in passage.subjects for fact in other.facts}
@@ -794,7 +794,7 @@ def write_question_turns(rng: random.Random, held_out: bool) -> list[Turn]:
     turns = [
         Turn(wrapper.format(p=passage.text, q=question if held_out else _untidy(rng, question)), answer, task, keys)
     ]
-    for _ in range(0 if held_out else rng.choice((1, 2, 3, 4, 5))):
+    for _ in range(0 if held_out else rng.choice((2, 3, 4, 5, 6, 7))):
         known = subject in passage.subjects
         if len(passage.subjects) == 1 and rng.random() < 0.08 and _is_told_whole(passage):
             summary, keys = write_summary(passage)

@@ -1,7 +1,9 @@
-"""Train the demo model on the CPU: `python train.py RUN_FOLDER MINUTES`; started again, it goes on from its checkpoint.
+"""Train the demo model on the CPU: `python train.py RUN_FOLDER MINUTES [MODEL.bin]`; started again, it goes on from its
+checkpoint.
 
-The learning rate follows the time that is left, so that the run ends, fully cooled down, when the time is up. On a busy
-machine set OMP_WAIT_POLICY=PASSIVE, so that a thread that waits for another leaves its core free.
+With MODEL.bin, an earlier demo model, training starts from its weights and its tokenizer. The learning rate follows the
+time that is left, so that the run ends, fully cooled down, when the time is up. On a busy machine set
+OMP_WAIT_POLICY=PASSIVE, so that a thread that waits for another leaves its core free.
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from network import Network, NetworkConfig, packed_mask, save_hugging_face
+from network import Network, NetworkConfig, hugging_face_config, packed_mask, save_hugging_face
 from text_generator import Turn, write_conversation
 from torch import Tensor
 from train_tokenizer import TURN_END, TURN_START, train_tokenizer
 
+from hearthlm.formats.weights_bin import WeightsBin
+from hearthlm.models import read_config
+from hearthlm.quantization import dequantize
+
 ROWS, LENGTH = 24, 256
 MUON_RATE, ADAM_RATE, WARM_UP_STEPS = 0.02, 4e-3, 60
-ANSWER_WEIGHTS = {"answer": 1.0, "decline": 1.0, "summary": 1.0, "story": 0.35, "cannot": 0.3}
-PROMPT_WEIGHT = 0.12
+ANSWER_WEIGHTS = {"answer": 1.0, "decline": 1.0, "summary": 1.0, "story": 0.25, "cannot": 0.3}
+# Learning to read the prompts shapes the network early on; later it only adds noise, as no prompt can be foreseen.
+FIRST_PROMPT_WEIGHT, LAST_PROMPT_WEIGHT, PROMPT_WEIGHT_SETTLES_AT = 0.12, 0.02, 0.4
+_PROMPT = -1.0  # marks a prompt's token among the weights
 CHECKPOINT_SECONDS, EXPORT_AT = 240.0, (0.25, 0.6)
 
 
@@ -38,7 +46,7 @@ class Encoder:
         self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
 
     def encode(self, turns: list[Turn]) -> tuple[list[int], list[float]]:
-        """Encode as many whole turns as fit into one row: ids, and each id's weight in the loss."""
+        """Encode as many whole turns as fit into one row: ids, and each id's weight in the loss or `_PROMPT`."""
         ids, weights = [self.pieces.bos_id()], [0.0]
         for turn in turns:
             prompt = self.pieces.encode(f"{TURN_START}user\n{turn.prompt}{TURN_END}\n{TURN_START}model\n")
@@ -46,7 +54,7 @@ class Encoder:
             if len(ids) + len(prompt) + len(answer) + 1 > LENGTH:
                 break
             ids += prompt + answer + self.pieces.encode("\n")
-            weights += [PROMPT_WEIGHT] * len(prompt) + [ANSWER_WEIGHTS[turn.task]] * len(answer) + [0.0]
+            weights += [_PROMPT] * len(prompt) + [ANSWER_WEIGHTS[turn.task]] * len(answer) + [0.0]
         return ids[:-1], weights[:-1]
 
 
@@ -85,6 +93,27 @@ def _produce(queue: Queue[tuple[np.ndarray, np.ndarray, np.ndarray]], seed: int,
         queue.put(batch)
 
 
+def start_from(network: Network, model_bin: Path, tokenizer_model: Path) -> None:
+    """Take the weights and the tokenizer of an earlier demo model."""
+    with WeightsBin.open(model_bin) as file:
+        family, architecture = read_config(hugging_face_config(network.config))
+        tensors = {}
+        for spec in family.tensors(architecture):
+            name = spec.bin_names[0]
+            if len(spec.shape) == 1:
+                tensors[spec.checkpoint_name] = torch.from_numpy(file.vector(name, spec.shape[0]).copy())
+            else:
+                tensors[spec.checkpoint_name] = torch.from_numpy(dequantize(file.matrix(name, (spec.shape[0], spec.shape[1]))))
+        network.load_state_dict(tensors)
+        tokenizer_model.write_bytes(file.tokenizer or b"")
+
+
+def prompt_weight(progress: float) -> float:
+    """Return the weight of a prompt's tokens in the loss at a share of the training time."""
+    settled = min(1.0, progress / PROMPT_WEIGHT_SETTLES_AT)
+    return FIRST_PROMPT_WEIGHT + (LAST_PROMPT_WEIGHT - FIRST_PROMPT_WEIGHT) * settled
+
+
 def loss_of(network: Network, ids: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Compute the weighted mean loss of predicting each next id."""
     logits = network(ids, mask)[:, :-1]
@@ -93,15 +122,17 @@ def loss_of(network: Network, ids: Tensor, mask: Tensor, weights: Tensor) -> Ten
     return (losses * flat).sum() / flat.sum()
 
 
-def train(folder: Path, minutes: float) -> None:
+def train(folder: Path, minutes: float, first_model: Path | None = None) -> None:
     """Train for the given time and export the Hugging Face folder `final`."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer_model, checkpoint = folder / "tokenizer.model", folder / "checkpoint.pt"
+    network = Network(NetworkConfig())
+    if first_model is not None and not checkpoint.exists():
+        start_from(network, first_model, tokenizer_model)
     if not tokenizer_model.exists():
         train_tokenizer(tokenizer_model)
-    network = Network(NetworkConfig())
     matrices = [p for name, p in network.named_parameters() if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in network.named_parameters() if p.dim() != 2 or "embed" in name]
     muon = torch.optim.Muon(matrices, lr=MUON_RATE, momentum=0.95, weight_decay=0.0, ns_steps=4)
@@ -128,8 +159,8 @@ def train(folder: Path, minutes: float) -> None:
         scale = min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, (1 - progress) / 0.5)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_RATE * scale, ADAM_RATE * scale
         ids, documents, weights = (torch.from_numpy(array) for array in queue.get())
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = compiled(network, ids, packed_mask(documents), weights)
+        weights = torch.where(weights == _PROMPT, prompt_weight(progress), weights)
+        loss = compiled(network, ids, packed_mask(documents), weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         muon.step()
@@ -165,4 +196,4 @@ def train(folder: Path, minutes: float) -> None:
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), float(sys.argv[2]))
+    train(Path(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
