@@ -99,11 +99,10 @@ def start_from(network: Network, model_bin: Path, tokenizer_model: Path) -> None
         family, architecture = read_config(hugging_face_config(network.config))
         tensors = {}
         for spec in family.tensors(architecture):
-            name = spec.bin_names[0]
-            if len(spec.shape) == 1:
-                tensors[spec.checkpoint_name] = torch.from_numpy(file.vector(name, spec.shape[0]).copy())
-            else:
-                tensors[spec.checkpoint_name] = torch.from_numpy(dequantize(file.matrix(name, (spec.shape[0], spec.shape[1]))))
+            name, size = spec.bin_names[0], spec.shape[0]
+            is_matrix = len(spec.shape) == 2
+            values = dequantize(file.matrix(name, (size, spec.shape[1]))) if is_matrix else file.vector(name, size)
+            tensors[spec.checkpoint_name] = torch.from_numpy(np.array(values))
         network.load_state_dict(tensors)
         tokenizer_model.write_bytes(file.tokenizer or b"")
 

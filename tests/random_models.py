@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from hearthlm.models import read_config
-from hearthlm.runtime.model import view_of
+from hearthlm.runtime.checkpoint_source import view_of
 
 _GEMMA = {
     "vocab_size": 320,

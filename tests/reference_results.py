@@ -16,7 +16,7 @@ from random_models import CONFIGS, random_ids, random_tensors
 
 from hearthlm.models import read_config
 from hearthlm.quantization import dequantize, quantize
-from hearthlm.runtime.model import rows_of, view_of
+from hearthlm.runtime.checkpoint_source import rows_of, view_of
 
 STORED = Path(__file__).parent / "golden" / "references.npz"
 NUM_IDS = 200

@@ -19,7 +19,8 @@ from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.models import FAMILIES, read_config
 from hearthlm.models.family import PromptTemplate, TensorSpec
 from hearthlm.models.params import Architecture, Rope
-from hearthlm.runtime.model import Model, rows_of, view_of
+from hearthlm.runtime.checkpoint_source import rows_of, view_of
+from hearthlm.runtime.model import Model
 
 GEMMA3_1B = {
     "model_type": "gemma3_text",

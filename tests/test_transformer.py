@@ -22,8 +22,9 @@ from hearthlm.errors import SessionFileError
 from hearthlm.models import read_config
 from hearthlm.models.family import TensorSpec
 from hearthlm.quantization import WeightMatrix, dequantize, quantize
+from hearthlm.runtime.checkpoint_source import rows_of, view_of
 from hearthlm.runtime.executor import ForwardRequest
-from hearthlm.runtime.model import Model, rows_of, view_of
+from hearthlm.runtime.model import Model
 from hearthlm.runtime.transformer import AlibiTable, TransformerExecutor, TransformerState
 from hearthlm.runtime.weights import load_weights
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,25 +10,37 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+# What a file system answers that cannot make files without a name.
+_NAMELESS_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+
 
 @contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yield a new binary file that becomes `path` when the block ends without an exception.
 
-    Until then it has another name in the same folder; after any exception, KeyboardInterrupt included, it is removed
-    and whatever `path` was before is untouched. A file that is mapped keeps its bytes when it is replaced so.
+    After any exception, KeyboardInterrupt included, whatever `path` was before is untouched and nothing is left over.
+    On Linux the file has no name until it is whole, so that a process that is killed leaves nothing either; elsewhere,
+    and on file systems that cannot do that, it has another name in the same folder. A file that is mapped keeps its
+    bytes when it is replaced so.
     """
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target}: expected the name of a file, got a folder")
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    descriptor = _open_nameless(target.parent)
+    is_nameless = descriptor is not None
+    if descriptor is None:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+            if is_nameless and not _give_name(file.fileno(), target):
+                _give_name(file.fileno(), temporary)
+                temporary.replace(target)
+        if not is_nameless:
+            temporary.replace(target)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -38,3 +51,27 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _open_nameless(folder: Path) -> int | None:
+    """Return the descriptor of a new file without a name on the file system of `folder`; None where that cannot be."""
+    if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o666)
+    except OSError as error:
+        if error.errno in _NAMELESS_UNSUPPORTED and folder.is_dir():
+            return None
+        raise
+
+
+def _give_name(descriptor: int, path: Path) -> bool:
+    """Link a file without a name at `path`; return False where that name is taken."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:  # with a folder's descriptor it is linkat, which follows the link in /proc to the file
+        os.link(f"/proc/self/fd/{descriptor}", path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        os.close(folder)

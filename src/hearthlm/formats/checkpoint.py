@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,10 +57,11 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a checkpoint's folder, or one file of weights; for a file, the settings are those beside it.
+        """Open a checkpoint's folder, one file of weights, or those that a pattern such as `model*.safetensors` finds.
 
-        Raises FileNotFoundError where nothing is at `path`, UnsupportedModelError for a folder without weights and
-        for weights that are not readable, and the errors of SafetensorsFile and TorchZip.
+        For files, the settings are those beside them. Raises FileNotFoundError where nothing is at `path`,
+        UnsupportedModelError for a folder without weights and for weights that are not readable,
+        TensorMismatchError for a tensor that two files have, and the errors of SafetensorsFile and TorchZip.
         """
         path = Path(path)
         files: list[SafetensorsFile | TorchZip] = []
@@ -67,8 +69,11 @@ class Checkpoint:
             if path.is_dir():
                 owners = _open_folder(path, files)
                 return cls(path, files, owners)
-            files.append(_open_file(path))
-            return cls(path.parent, files, dict.fromkeys(files[0].tensors, 0))
+            is_pattern = bool(set("*?[") & set(path.name)) and not path.exists()
+            paths = sorted(path.parent.glob(path.name)) if is_pattern else [path]
+            if not paths:
+                raise FileNotFoundError(errno.ENOENT, "no file matches the pattern", os.fspath(path))
+            return cls(path.parent, files, _open_files(paths, files))
         except BaseException:
             for file in files:
                 file.close()
@@ -86,6 +91,11 @@ class Checkpoint:
         """Let go of the files; arrays that were given out stay valid."""
         for file in self._files:
             file.close()
+
+    def release_pages(self) -> None:
+        """Let the system take back the memory of what has been read."""
+        for file in self._files:
+            file.release_pages()
 
     @property
     def names(self) -> list[str]:
@@ -149,10 +159,26 @@ def _open_folder(folder: Path, files: list[SafetensorsFile | TorchZip]) -> dict[
         index = folder / _INDEX_FILES.get(name, name)
         if index.is_file():
             return _open_shards(index, open_file, files)
-    wanted = [*_SINGLE_FILES, *_INDEX_FILES.values()]
+    if paths := sorted(folder.glob("*.safetensors")):  # as MediaPipe's converter takes a folder
+        return _open_files(paths, files)
+    wanted = [*_SINGLE_FILES, *_INDEX_FILES.values(), "*.safetensors"]
     found = sorted(entry.name for entry in folder.iterdir())
     listed = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "") if found else "nothing"
     raise UnsupportedModelError(f"{folder}: there are no weights: looked for {', '.join(wanted)}; found {listed}")
+
+
+def _open_files(paths: list[Path], files: list[SafetensorsFile | TorchZip]) -> dict[str, int]:
+    """Append the open files at `paths` to `files` and return which of them has which tensor."""
+    if len(paths) > MAX_SHARDS:
+        raise UnsupportedModelError(f"{paths[0].parent}: expected at most {MAX_SHARDS} files, got {len(paths)}")
+    owners: dict[str, int] = {}
+    for number, path in enumerate(paths):
+        files.append(_open_file(path))
+        for name in files[-1].tensors:
+            if name in owners:
+                raise TensorMismatchError(f"{path}: tensor {name[:120]!r} is in {paths[owners[name]].name}, too")
+            owners[name] = number
+    return owners
 
 
 def _open_shards(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hearthlm.errors import UnsupportedModelError
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters, TransformerParameters
 from hearthlm.models.family import Family, FileParameters, PromptTemplate, PromptTemplates
+from hearthlm.models.model_types import MODEL_TYPES_BY_NUMBER
 from hearthlm.models.params import Architecture, Norm
 
 _NORMS = {
@@ -96,13 +97,14 @@ def llm_parameters(architecture: Architecture, family: Family, model_type: int) 
     Raises UnsupportedModelError where reading it back, with the traits of `model_type`, gives another architecture.
     The tokens and templates are the caller's to add.
     """
-    a = architecture
+    a, traits, published = architecture, family.file_traits[model_type], MODEL_TYPES_BY_NUMBER[model_type]
     message = LlmParameters(vocab_size=a.vocab_size)
     t = message.transformer_parameters
     t.batch_size = 1
     t.embedding_dim, t.hidden_dimension, t.head_dimension = a.embedding_dim, a.hidden_dim, a.head_dim
     t.num_heads, t.num_stacks = a.num_heads, a.num_layers
-    t.num_kv_heads = 0 if a.num_kv_heads == a.num_heads and a.num_heads > 1 else a.num_kv_heads
+    has_all_heads = a.num_kv_heads == a.num_heads > 1
+    t.num_kv_heads = 0 if has_all_heads and not published.declares_all_kv_heads else a.num_kv_heads
     t.pre_norm, t.post_norm = _norm_number(a.attention_norm), _norm_number(a.post_attention_norm)
     t.final_norm = _norm_number(a.final_norm)
     t.feed_forward_parameters.no_bias = not a.feed_forward_bias
@@ -122,7 +124,8 @@ def llm_parameters(architecture: Architecture, family: Family, model_type: int) 
     if a.query_key_norm is not None:
         attention.qk_norm = attention.qk_norm_has_scale = True
     t.skip_absolute_positional_embeddings = True
-    traits = family.file_traits[model_type]
+    if published.needs_bfloat16_range:
+        t.gemma3_bfloat16_fix = True
     if traits.window is None:  # else the type itself says it, as MediaPipe's Gemma 2
         windows = [layer.window for layer in a.layers]
         local = next((i for i, window in enumerate(windows) if window is None), len(windows))

@@ -78,6 +78,10 @@ class SafetensorsFile:
         """Let go of the file; arrays that it gave out stay valid."""
         self._file.close()
 
+    def release_pages(self) -> None:
+        """Let the system take back the memory of what has been read."""
+        self._file.release_pages()
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the tensor `name`."""
         return self._tensor(name).shape

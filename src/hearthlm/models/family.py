@@ -63,7 +63,7 @@ class TensorSpec:
 
     `shape` is (out, in) for a matrix and (length,) for a vector; `group` is None for what is never quantised.
     `checkpoint_rows` says where it lies in the checkpoint's tensor. A MediaPipe file may use any of `bin_names`; the
-    first is the one that is written.
+    first is the one that is written for a CPU, the last for a GPU.
     """
 
     role: str
@@ -237,7 +237,7 @@ class Family:
         for template, number, shape, group in roles:
             stored = self.checkpoint_names[template]
             stored = Stored(stored) if isinstance(stored, str) else stored
-            bin_names = self.bin_names.get(template, ())
+            bin_names = self.bin_names.get(template) or _OTHER_BIN_NAMES[template]
             bin_names = (bin_names,) if isinstance(bin_names, str) else bin_names
             yield TensorSpec(
                 role=template.replace("{i}", number),
@@ -367,6 +367,21 @@ PHI_BIN_NAMES: Mapping[str, str] = {
 TWICE_NAMED_NORM: Mapping[str, tuple[str, str]] = {
     "layers.{i}.feed_forward_norm.scale": (_LAYER + "ff_layer.pre_layer_norm.scale", _LAYER + "post_layer_norm.scale"),
     "layers.{i}.feed_forward_norm.bias": (_LAYER + "ff_layer.pre_layer_norm.bias", _LAYER + "post_layer_norm.bias"),
+}
+
+# What MediaPipe's own families have no word for, in their manner.
+_OTHER_BIN_NAMES: Mapping[str, str] = {
+    **PHI_BIN_NAMES,
+    **GEMMA_BIN_NAMES,
+    "embedding": "params.lm.token_embedding.w",
+    "position_embedding": "params.lm.position_embedding.w",
+    "logits": "params.lm.softmax.logits_ffn.w",
+    "layers.{i}.attention.query_norm.bias": _ATTENTION + "q_norm.bias",
+    "layers.{i}.attention.key_norm.bias": _ATTENTION + "k_norm.bias",
+    "layers.{i}.post_attention_norm.bias": _LAYER + "post_layer_norm.bias",
+    "layers.{i}.feed_forward_norm.bias": _LAYER + "ff_layer.pre_layer_norm.bias",
+    "layers.{i}.feed_forward.gate.bias": _LAYER + "ff_layer.ffn_layer1_gate.bias.b",
+    "layers.{i}.post_feed_forward_norm.bias": _LAYER + "ff_layer.post_layer_norm.bias",
 }
 
 # What lies in one tensor where a checkpoint joins the projections.

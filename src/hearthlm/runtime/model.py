@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from hearthlm.models import FAMILIES, read_config
 from hearthlm.models.family import Family, PromptTemplates, TensorSpec
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import WeightMatrix
+from hearthlm.runtime.checkpoint_source import CheckpointSource
 from hearthlm.runtime.weights import TensorSource, WeightPlacement, Weights, load_weights
 from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
 
@@ -37,8 +38,6 @@ _BYTES_TO_UNICODE = LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE
 MAX_TEMPLATE_BYTES = 256 << 10
 
 _log = logging.getLogger("hearthlm")
-
-_T = TypeVar("_T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -155,13 +154,13 @@ class Model:
         self.close()
 
 
-class _OpenFile(TensorSource):
+class _OpenFile(TensorSource, Protocol):
     path: str | PathLike[str]
 
     def close(self) -> None: ...
 
 
-class _WeightsBinSource(_OpenFile):
+class _WeightsBinSource:
     def __init__(self, path: str | PathLike[str], file: WeightsBin) -> None:
         self.path = path
         self._file = file
@@ -182,59 +181,6 @@ class _WeightsBinSource(_OpenFile):
             f"{self.path}: the model needs the tensor {' or '.join(spec.bin_names) or spec.role} "
             f"{list(spec.shape)}, and the file has none of that name"
         )
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def view_of(stored: NDArray[_T], spec: TensorSpec) -> NDArray[_T]:
-    """Return the rows of `spec` in a checkpoint's tensor as a view [num_groups, rows of each, in]."""
-    rows = spec.checkpoint_rows
-    values = stored.T if rows.transposed else stored
-    count = spec.shape[0] // rows.num_groups
-    return values.reshape(rows.num_groups, -1, *values.shape[1:])[:, rows.begin : rows.begin + count]
-
-
-def rows_of(stored: NDArray[_T], spec: TensorSpec) -> NDArray[_T]:
-    """Return the tensor of `spec` [out, in] out of a checkpoint's; copied only if its rows are not one piece there."""
-    return np.ascontiguousarray(view_of(stored, spec).reshape(spec.shape))
-
-
-class _CheckpointSource(_OpenFile):
-    def __init__(self, path: str | PathLike[str], file: Checkpoint) -> None:
-        self.path = path
-        self._file = file
-        self._names = frozenset(file.names)
-
-    def matrix(self, spec: TensorSpec) -> WeightMatrix:
-        matrix = self._file.matrix(self._name(spec))
-        self._check(spec, matrix.shape)
-        return WeightMatrix(matrix.dtype, (spec.shape[0], spec.shape[1]), rows_of(matrix.data, spec))
-
-    def vector(self, spec: TensorSpec) -> NDArray[np.float32]:
-        vector = self._file.vector(self._name(spec))
-        self._check(spec, vector.shape)
-        return rows_of(vector, spec)
-
-    def _name(self, spec: TensorSpec) -> str:
-        """Return the tensor's name under the prefix that the checkpoint uses (text parts of larger models differ)."""
-        name = spec.checkpoint_name
-        bare = name.removeprefix("model.").removeprefix("transformer.")
-        for spelling in (name, f"language_model.{name}", f"model.language_model.{bare}", bare):
-            if spelling in self._names:
-                return spelling
-        raise TensorMismatchError(
-            f"{self.path}: the model needs the tensor {name} {list(spec.checkpoint_rows.shape)}, and the checkpoint "
-            "has none of that name"
-        )
-
-    def _check(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
-        rows = spec.checkpoint_rows
-        if shape != rows.shape:
-            raise TensorMismatchError(
-                f"{self.path}: tensor {spec.checkpoint_name}: expected {list(rows.shape)} "
-                f"({'in, out' if rows.transposed else 'out, in'}), got {list(shape)}"
-            )
 
     def close(self) -> None:
         self._file.close()
@@ -332,7 +278,7 @@ def _open_checkpoint(path: str | PathLike[str]) -> Model:
         stop: Any = generation.get("eos_token_id", config.get("eos_token_id"))
         tensors = tuple(_tensor_info(file, name) for name in file.names)
         return _model(
-            source=_CheckpointSource(path, file),
+            source=CheckpointSource(path, file),
             format="checkpoint",
             model_type=model_type,
             family=family,
