@@ -23,6 +23,7 @@ LAYERS = {
     "answer": 4,
     "chat": 4,
     "chat_template": 4,
+    "converter": 4,
     "llm_inference": 4,
     "llm_inference_session": 4,
     "model_info": 4,

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ import hearthlm
 
 if TYPE_CHECKING:
     from hearthlm import FileInfo, LlmInference, ModelInfo
+    from hearthlm.converter import ConversionPlan
 
 
 class ExitCode(IntEnum):
@@ -376,6 +378,117 @@ def score(
         click.echo(f"perplexity {perplexity:.4f} over {len(logprobs)} tokens")
 
 
+_BITS = click.IntRange(4, 32)
+
+
+@cli.command()
+@click.argument("checkpoint", shell_complete=_complete_file)
+@click.option("-o", "--output", type=click.Path(), help="[default: NAME-BACKEND-intBITS.bin in this folder]")
+@click.option("--model-type", help="MediaPipe's name (GEMMA_2B, ...); needed only without config.json.")
+@click.option(
+    "--backend", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="gpu: phones, Web."
+)
+@click.option("--bits", type=_BITS, default=8, show_default=True, help="8, 4, or 32 (on gpu also 16) to keep floats.")
+@click.option("--attention-quant-bits", type=_BITS, help="[default: --bits]")
+@click.option("--feedforward-quant-bits", type=_BITS, help="[default: --bits]")
+@click.option("--embedding-quant-bits", type=_BITS, help="[default: --bits]")
+@click.option("--quantization-method", help="minmax, as MediaPipe's, or a better one: mse, gptq.  [default: minmax]")
+@click.option("--asymmetric", is_flag=True, help="With zero points; gpu only.")
+@click.option("--vocab-model-file", type=click.Path(), default="", help="[default: the tokenizer beside the weights]")
+@click.option("--lora-ckpt", type=click.Path(), help="A PEFT adapter to convert along.")
+@click.option("--lora-rank", type=click.IntRange(1), help="[default: the adapter's]")
+@click.option("--lora-alpha", type=float, help="For an adapter without adapter_config.json.")
+@click.option("--lora-output", type=click.Path(), help="[default: the output with _lora before its ending]")
+@click.option("--num-heads", type=click.IntRange(1), help="For a checkpoint without config.json.")
+@click.option("--head-dim", type=click.IntRange(1), help="For a checkpoint without config.json.")
+@click.option(
+    "--mediapipe-compatible", is_flag=True, help="Repeat what MediaPipe's converter does wrong, byte for byte."
+)
+@click.option("--use-fake-weights", is_flag=True, help="Write zeros, for tests of size and speed.")
+@click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would be written, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def convert(
+    checkpoint: str,
+    output: str | None,
+    model_type: str | None,
+    backend: Any,
+    bits: int,
+    attention_quant_bits: int | None,
+    feedforward_quant_bits: int | None,
+    embedding_quant_bits: int | None,
+    quantization_method: Any,
+    asymmetric: bool,
+    lora_output: str | None,
+    threads: int | None,
+    dry_run: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Convert a Hugging Face CHECKPOINT to MediaPipe's .bin, for this machine (cpu) or for phones and the Web (gpu).
+
+    CHECKPOINT is a folder, a file of weights or a pattern. The path of what was written is printed to stdout.
+
+    \b
+    hearthlm convert ./gemma-3-1b-it --bits 4
+    hearthlm convert ./gemma-2b-it --backend gpu -o gemma-2b-it-gpu-int8.bin
+    hearthlm convert ./gemma-2b-it --lora-ckpt ./adapter --dry-run
+    """
+    from hearthlm.converter import ConversionConfig, convert_checkpoint, plan_conversion
+
+    started = time.perf_counter()
+    name = Path(checkpoint).resolve().name.partition(".")[0].partition("*")[0]
+    config = ConversionConfig(
+        checkpoint,
+        None,
+        model_type,
+        backend,
+        str(Path(output or ".").parent),
+        attention_quant_bits=attention_quant_bits or bits,
+        feedforward_quant_bits=feedforward_quant_bits or bits,
+        embedding_quant_bits=embedding_quant_bits or bits,
+        quantization_method=quantization_method,
+        is_symmetric=not asymmetric,
+        output_tflite_file=output or f"{name}-{backend}-{'int' if bits < 16 else 'float'}{bits}.bin",
+        lora_output_tflite_file=lora_output,
+        **settings,
+    )
+    if dry_run:
+        plan = plan_conversion(config)
+    elif not _shows_progress():
+        plan = convert_checkpoint(config, num_threads=threads)
+    else:
+        with click.progressbar(length=1000, label="converting", file=sys.stderr, item_show_func=lambda n: n) as bar:
+
+            def show(tensor: str, part: float) -> None:
+                bar.update(int(part * 1000) - bar.pos, tensor.rpartition("transformer.")[2])
+
+            plan = convert_checkpoint(config, show, num_threads=threads)
+    if as_json:
+        seconds = {} if dry_run else {"seconds": round(time.perf_counter() - started, 3)}
+        _print_json(plan.to_json() | seconds)
+    elif dry_run:
+        click.echo(_described_plan(plan))
+    else:
+        click.echo("\n".join(path for path in (plan.output_file, plan.lora_output_file) if path is not None))
+
+
+def _described_plan(plan: ConversionPlan) -> str:
+    rows = [(t.name, t.source, "x".join(map(str, t.shape)), t.dtype, f"{t.num_bytes:,}") for t in plan.tensors]
+    rows.insert(0, ("tensor", "from", "shape", "type", "bytes"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+    ]
+    lines += [f"left over: {name}" for name in plan.left_over]
+    outputs = " and ".join(path for path in (plan.output_file, plan.lora_output_file) if path is not None)
+    lines.append(
+        f"{plan.model_type if plan.model_type != 'none' else 'family ' + plan.family}: {len(plan.tensors)} tensors, "
+        f"{plan.num_bytes / 1e6:,.1f} MB to {outputs}, within {plan.peak_rss_mb} MB of memory"
+    )
+    return "\n".join(lines)
+
+
 def _parsed_ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -486,9 +599,14 @@ def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tu
     return model, prompt
 
 
+def _shows_progress() -> bool:
+    """Tell whether a person is watching stderr."""
+    return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+
+
 def _load(options: hearthlm.LlmInferenceOptions) -> LlmInference:
     """Load a model, with a progress bar where a person is watching."""
-    if not sys.stderr.isatty() or os.environ.get("CI") or os.environ.get("TERM") == "dumb":
+    if not _shows_progress():
         return hearthlm.LlmInference.create_from_options(options)
     with click.progressbar(length=1000, label="loading", file=sys.stderr) as bar:
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,11 @@ class Checkpoint:
         """Let the system take back the memory of what has been read."""
         for file in self._files:
             file.release_pages()
+
+    @property
+    def format(self) -> Literal["safetensors", "pytorch"]:
+        """What the files of weights are."""
+        return "safetensors" if isinstance(self._files[0], SafetensorsFile) else "pytorch"
 
     @property
     def names(self) -> list[str]:

@@ -73,6 +73,10 @@ class CheckpointSource:
             )
         return name
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor under the name that the checkpoint uses."""
+        return self._file.shape(name)
+
     def check(self, spec: TensorSpec) -> None:
         """Raise TensorMismatchError where the tensor of `spec` is missing or has another shape."""
         self._check(spec, self._file.shape(self.name_of(spec)))

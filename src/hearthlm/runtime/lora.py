@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hearthlm.errors import TensorMismatchError, UnsupportedModelError
+from hearthlm.errors import CorruptFileError, TensorMismatchError, UnsupportedModelError
 from hearthlm.formats import detect_format
 from hearthlm.formats.checkpoint import Checkpoint
-from hearthlm.formats.weights_bin import WeightsBin
+from hearthlm.formats.llm_parameters_pb2 import LlmParameters
+from hearthlm.formats.weights_bin import TensorPlan, WeightsBin, write_weights_bin
 from hearthlm.models.family import Family, TensorSpec
+from hearthlm.models.model_types import MODEL_TYPES_BY_NUMBER
 from hearthlm.models.params import Architecture
-from hearthlm.quantization import WeightMatrix, dequantize
+from hearthlm.quantization import WeightMatrix, WeightType, dequantize
 
 _log = logging.getLogger("hearthlm")
 
@@ -62,14 +64,25 @@ class LoraAdapter:
     rank: int  # the largest of all layers
     num_bytes: int
     digest: str
+    architecture: Architecture = field(repr=False)
     factors: Mapping[str, LoraFactors] = field(repr=False)  # by the role of the matrix that they add to
 
 
-def open_adapter(path: str | PathLike[str], family: Family, architecture: Architecture) -> LoraAdapter:
+def open_adapter(
+    path: str | PathLike[str],
+    family: Family,
+    architecture: Architecture,
+    *,
+    alpha: float | None = None,
+    scaled: bool = True,
+    ignored: frozenset[str] = frozenset(),
+) -> LoraAdapter:
     """Read the adapter at `path`, a `_lora.bin` or a PEFT folder or file, for a model.
 
-    Raises TensorMismatchError for a tensor that the model has no place for or whose shape is another, and for an
-    adapter that would change nothing; UnsupportedModelError for a setting of PEFT's that is not understood.
+    `alpha` is for a PEFT adapter without adapter_config.json; `scaled=False` leaves its scale out. `ignored` names
+    tensors of the file that are no part of it. Raises TensorMismatchError for a tensor that the model has no place for
+    or whose shape is another, and for an adapter that would change nothing; UnsupportedModelError for a setting of
+    PEFT's that is not understood.
     """
     specs = {
         spec.role: spec
@@ -80,7 +93,7 @@ def open_adapter(path: str | PathLike[str], family: Family, architecture: Archit
     if kind == "weights_bin":
         found = _from_bin(path, specs, family)
     elif kind in ("checkpoint", "safetensors", "torch_zip"):
-        found = _from_peft(path, specs)
+        found = _from_peft(path, specs, alpha, scaled, ignored)
     else:
         raise UnsupportedModelError(
             f"{path}: expected a LoRA .bin or a PEFT adapter, got a file of the format {kind!r}"
@@ -102,12 +115,71 @@ def open_adapter(path: str | PathLike[str], family: Family, architecture: Archit
         rank=max(f.down.shape[0] for f in factors.values()),
         num_bytes=sum(f.down.num_bytes + f.up.num_bytes for f in factors.values()),
         digest=digest.hexdigest(),
+        architecture=architecture,
         factors=factors,
     )
 
 
 def _float_matrix(values: NDArray[np.float32]) -> WeightMatrix:
     return WeightMatrix("float32", (values.shape[0], values.shape[1]), values)
+
+
+def write_lora_bin(
+    path: str | PathLike[str],
+    adapter: LoraAdapter,
+    family: Family,
+    parameters: LlmParameters,
+    model_type: int,
+    *,
+    tokenizer: bytes | None,
+    mediapipe_compatible: bool = False,
+) -> None:
+    """Write an adapter as MediaPipe's `_lora.bin`: blocks of float16, float32 for types that need it.
+
+    `w_prime_left` is A [rank, in] and `w_prime_right` B [out, rank]; of the attention's output the names are swapped.
+    The layout has no rank that is not a multiple of 4, and one rank for all: the factors are filled up with zeros.
+    `mediapipe_compatible` repeats the wrong order in which MediaPipe's converter writes the output's factors.
+    Raises CorruptFileError for a value that float16 cannot hold.
+    """
+    rank = -(-adapter.rank // 4) * 4
+    dtype: WeightType = "float32" if MODEL_TYPES_BY_NUMBER[model_type].needs_float32 else "float16"
+    transposed = family.file_traits[model_type].lora_output_transposed
+    specs = {spec.role: spec for spec in family.tensors(adapter.architecture)}
+    plans = []
+    for role, factors in adapter.factors.items():
+        spec = specs[role]
+        base = _bin_module(spec)
+        down = np.zeros((rank, spec.shape[1]), np.float32)
+        down[: len(factors.down.data)] = factors.down.data
+        up = np.zeros((spec.shape[0], rank), np.float32)
+        up[:, : factors.up.shape[1]] = factors.up.data
+        sides = ("left", "right")
+        if role.endswith("attention.output"):
+            sides = ("right", "left")
+            if mediapipe_compatible:
+                down, up = (_scrambled(values, transposed) for values in (down, up))
+        for side, values in zip(sides, (down, up), strict=True):
+            stored = values.astype(dtype)
+            if not np.isfinite(stored).all():
+                raise CorruptFileError(f"{adapter.path}: {role}: a value is not finite as {dtype}")
+            matrix = WeightMatrix(dtype, (stored.shape[0], stored.shape[1]), stored)
+            plans.append(TensorPlan.of(f"{base}.w_prime_{side}", matrix))
+    write_weights_bin(
+        path,
+        parameters,
+        model_type,
+        plans,
+        tokenizer=tokenizer,
+        backend="gpu",
+        lora_rank=rank,
+        extra=None if mediapipe_compatible else {"lora": {"rank": adapter.rank}},
+    )
+
+
+def _scrambled(values: NDArray[np.float32], transposed: bool) -> NDArray[np.float32]:
+    """Return a factor as MediaPipe's converter takes it for one of another shape; `_from_bin` undoes it."""
+    read = values.T.reshape(values.shape)
+    return np.ascontiguousarray(read.T if transposed else read)
 
 
 _Found = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -151,15 +223,21 @@ def _from_bin(path: str | PathLike[str], specs: Mapping[str, TensorSpec], family
         return found
 
 
-def _from_peft(path: str | PathLike[str], specs: Mapping[str, TensorSpec]) -> _Found:
+def _from_peft(
+    path: str | PathLike[str],
+    specs: Mapping[str, TensorSpec],
+    alpha: float | None,
+    scaled: bool,
+    ignored: frozenset[str],
+) -> _Found:
     with Checkpoint.open(path) as file:
         config = file.adapter_config
-        if config is None:
+        if config is None and alpha is None and scaled:
             _log.warning("%s: there is no adapter_config.json beside it; lora_alpha is taken to be the rank", path)
-        settings = _PeftSettings(path, config or {})
+        settings = _PeftSettings(path, config or {}, alpha)
         pairs: dict[str, dict[str, str]] = {}
         left_over = set()
-        for name in file.names:
+        for name in (name for name in file.names if name not in ignored):
             match = _PEFT_NAME.fullmatch(name)
             if match is None:
                 left_over.add(name)
@@ -168,8 +246,7 @@ def _from_peft(path: str | PathLike[str], specs: Mapping[str, TensorSpec]) -> _F
         found: _Found = {}
         used = set()
         for role, spec in specs.items():
-            module = spec.checkpoint_name.removesuffix(".weight")
-            spelling = next((s for s in _spellings(module) if s in pairs), None)
+            spelling = next((s for s in _spellings(spec) if s in pairs), None)
             if spelling is None:
                 continue
             used.add(spelling)
@@ -187,17 +264,27 @@ def _from_peft(path: str | PathLike[str], specs: Mapping[str, TensorSpec]) -> _F
                 )
             count = spec.shape[0] // rows.num_groups
             up = up.reshape(rows.num_groups, -1, rank)[:, rows.begin : rows.begin + count].reshape(-1, rank)
-            found[role] = down, up * np.float32(settings.scale(spelling, rank))
+            found[role] = down, up * np.float32(settings.scale(spelling, rank) if scaled else 1.0)
         for module in pairs.keys() - used:
             left_over |= set(pairs[module].values())
         _check_left_over(path, left_over)
         return found
 
 
-def _spellings(module: str) -> Iterator[str]:
-    """Yield the names that a module has in larger models around the same text model, and in MediaPipe's examples."""
+def _spellings(spec: TensorSpec) -> Iterator[str]:
+    """Yield the names of a module: in larger models around the same text model, and as MediaPipe's converter spells it.
+
+    PEFT's names for Phi-2 make that converter fail; those who used it renamed their tensors to its own.
+    """
+    module = spec.checkpoint_name.removesuffix(".weight")
     bare = module.removeprefix("model.").removeprefix("transformer.")
     yield from (module, f"model.{module}", f"language_model.{module}", f"model.language_model.{bare}", bare)
+    yield _bin_module(spec).replace("params.lm.transformer.x_layers_", "model.layers.")
+
+
+def _bin_module(spec: TensorSpec) -> str:
+    """Return the name of a matrix in a `.bin` without its ending."""
+    return spec.bin_names[0].removesuffix(".w").removesuffix(".linear")
 
 
 def _check_left_over(path: str | PathLike[str], names: set[str]) -> None:
@@ -211,9 +298,14 @@ def _check_left_over(path: str | PathLike[str], names: set[str]) -> None:
 class _PeftSettings:
     """Read adapter_config.json; a field that would change the result and is not understood is refused by name."""
 
-    def __init__(self, path: str | PathLike[str], config: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | PathLike[str], config: Mapping[str, Any], alpha: float | None) -> None:
         self._path = path
         self._config = config
+        self._given_alpha = alpha
+        if config and alpha not in (None, config.get("lora_alpha")):
+            raise TensorMismatchError(
+                f"{path}: lora_alpha: adapter_config.json says {config.get('lora_alpha')!r:.80}, got {alpha}"
+            )
         for name, value in config.items():
             if name in _NEUTRAL:
                 if value not in _NEUTRAL[name]:
@@ -236,7 +328,7 @@ class _PeftSettings:
     def scale(self, module: str, rank: int) -> float:
         """Return what B is multiplied by: lora_alpha / rank, or over its root with use_rslora."""
         if not self._config:
-            return 1.0
+            return 1.0 if self._given_alpha is None else self._given_alpha / rank
         declared = self._of(self._rank_pattern, module, self._config.get("r"))
         if declared != rank:
             raise TensorMismatchError(

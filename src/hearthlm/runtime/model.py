@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm.errors import (
+    CorruptFileError,
     ModelFormatError,
     TemplateError,
     TensorMismatchError,
@@ -38,6 +39,8 @@ _BYTES_TO_UNICODE = LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE
 MAX_TEMPLATE_BYTES = 256 << 10
 
 _log = logging.getLogger("hearthlm")
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,9 @@ def _open_weights_bin(path: str | PathLike[str]) -> Model:
         else:
             family = _family_of_file(file)
             architecture = family.read_file_parameters(file_parameters(message, file.model_type))
+            if "context_length" in extra:
+                context_length = _entry_value(extra, "context_length", int, 0)
+                architecture = replace(architecture, context_length=context_length)
         if damaged := file.lost_zero_points():
             _log.warning(
                 "%s: %d matrices look asymmetrically quantised with their zero points lost by the converter (%s, ...); "
@@ -209,13 +215,20 @@ def _open_weights_bin(path: str | PathLike[str]) -> Model:
                 len(damaged),
                 damaged[0],
             )
-        tokenizer = None
-        if file.tokenizer is not None:
+        tokenizer: Tokenizer | None = None
+        if "tokenizer_json" in extra:
+            tokenizer_json = _entry_value(extra, "tokenizer_json", str, "")
+            tokenizer = from_hugging_face(
+                tokenizer_json.encode("utf-8"), _entry_value(extra, "tokenizer_config", dict, {})
+            )
+        elif file.tokenizer is not None:
             normalizations = message.input_output_normalizations
             to_unicode = family.bytes_to_unicode or _BYTES_TO_UNICODE in normalizations
             tokenizer = from_sentencepiece(file.tokenizer, bytes_to_unicode=to_unicode)
         start_id: int | None = None
-        if message.HasField("start_token_id"):
+        if "start_id" in extra:
+            start_id = _entry_value(extra, "start_id", int, 0)
+        elif message.HasField("start_token_id"):
             start_id = message.start_token_id
         elif message.start_token and tokenizer is not None:
             start_id = tokenizer.token_id(message.start_token)
@@ -229,14 +242,28 @@ def _open_weights_bin(path: str | PathLike[str]) -> Model:
             tensors=tensors,
             tokenizer=tokenizer,
             start_id=start_id,
-            stop_ids=message.stop_token_ids,
+            stop_ids=[*message.stop_token_ids, *filter(_is_id, _entry_value(extra, "stop_ids", list, []))],
             stop_tokens=[*message.stop_tokens, *family.stop_tokens],
             templates=prompt_templates(message),
+            chat_template=_entry_value(extra, "chat_template", str, None),
+            special_tokens={
+                name: text
+                for name, text in _entry_value(extra, "special_tokens", dict, {}).items()
+                if isinstance(text, str)
+            },
             metadata={"backend": file.backend, "num_bytes": sum(t.num_bytes for t in tensors)},
         )
     except BaseException:
         file.close()
         raise
+
+
+def _entry_value(extra: Mapping[str, Any], name: str, kind: type[_T], default: Any) -> Any:
+    """Return a key of our metadata entry; CorruptFileError for a value of another type."""
+    value = extra.get(name, default)
+    if name in extra and (not isinstance(value, kind) or isinstance(value, bool)):
+        raise CorruptFileError(f"metadata entry hearthlm: {name}: expected {kind.__name__}, got {value!r:.80}")
+    return value
 
 
 def _family_of_file(file: WeightsBin) -> Family:
@@ -267,15 +294,12 @@ def _open_checkpoint(path: str | PathLike[str]) -> Model:
         family, architecture = read_config(config)
         model_type = str(config.get("model_type"))
         if isinstance(config.get("text_config"), dict):
-            config = {**config, **config["text_config"]}
             _log.warning("%s: the model's vision part is left out; it answers text only", path)
-        tokenizer_config = _tokenizer_config(file)
-        tokenizer = _checkpoint_tokenizer(file, tokenizer_config)
-        generation = file.generation_config or {}
-        start_id = next((i for i in (generation.get("bos_token_id"), config.get("bos_token_id")) if _is_id(i)), None)
+        tokenizer = _checkpoint_tokenizer(file, _tokenizer_config(file))
+        chat = checkpoint_chat(file)
+        start_id = chat.get("start_id")
         if start_id is None and tokenizer is not None:
             start_id = tokenizer.start_id
-        stop: Any = generation.get("eos_token_id", config.get("eos_token_id"))
         tensors = tuple(_tensor_info(file, name) for name in file.names)
         return _model(
             source=CheckpointSource(path, file),
@@ -286,16 +310,35 @@ def _open_checkpoint(path: str | PathLike[str]) -> Model:
             tensors=tensors,
             tokenizer=tokenizer,
             start_id=start_id,
-            stop_ids=[i for i in (stop if isinstance(stop, list) else [stop]) if _is_id(i)],
+            stop_ids=chat.get("stop_ids", []),
             stop_tokens=family.stop_tokens,
             templates=PromptTemplates(),
-            chat_template=_chat_template(file, tokenizer_config),
-            special_tokens=_special_tokens(tokenizer_config),
+            chat_template=chat.get("chat_template"),
+            special_tokens=chat.get("special_tokens"),
             metadata={"num_bytes": sum(t.num_bytes for t in tensors)},
         )
     except BaseException:
         file.close()
         raise
+
+
+def checkpoint_chat(file: Checkpoint) -> dict[str, Any]:
+    """Return how a checkpoint is spoken to, as far as it says: start_id, stop_ids, chat_template, special_tokens.
+
+    They are JSON values, under the names that they have in our metadata entry of a `.bin`, too.
+    """
+    config, generation = file.config or {}, file.generation_config or {}
+    if isinstance(config.get("text_config"), dict):
+        config = {**config, **config["text_config"]}
+    tokenizer_config = _tokenizer_config(file)
+    stop: Any = generation.get("eos_token_id", config.get("eos_token_id"))
+    chat = {
+        "start_id": next((i for i in (generation.get("bos_token_id"), config.get("bos_token_id")) if _is_id(i)), None),
+        "stop_ids": [i for i in (stop if isinstance(stop, list) else [stop]) if _is_id(i)],
+        "chat_template": _chat_template(file, tokenizer_config),
+        "special_tokens": _special_tokens(tokenizer_config),
+    }
+    return {name: value for name, value in chat.items() if value not in (None, [], {})}
 
 
 def _is_id(value: Any) -> bool:
