@@ -434,31 +434,39 @@ def test_a_tensor_of_a_layer_that_would_be_dropped_is_refused(tmp_path: Path) ->
         convert_checkpoint(gemma(tmp_path, input_ckpt=tmp_path / "model.safetensors"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../../evil",
-        "/etc/passwd",
-        "C:\\evil",
-        "\\\\host\\share",
-        "model.layers.0.\0",
-        "CON",
-        "x" * 4000,
-        "model.\u202eedoc",
-        "..",
-        "",
-    ],
-)
-def test_names_of_tensors_never_become_paths(name: str, tmp_path: Path) -> None:
-    """MediaPipe's converter wrote a file for each tensor, under its name."""
-    tensors = load_file(GOLDEN / "inputs" / "gemma_2b" / "model.safetensors") | {name: np.zeros(4, np.float32)}
+HOSTILE_NAMES = [
+    *(f"{up}{target}" for up in ("../", "../../", "./../", "a/../../") for target in ("evil", "x.w", "etc/passwd", "")),
+    *(f"{root}{rest}" for root in ("/", "//", "/etc/", "/tmp/") for rest in ("passwd", "evil")),
+    *(f"{root}{rest}" for root in ("C:\\", "C:", "\\\\host\\share\\", "..\\", "\\") for rest in ("evil", "x.w")),
+    *("CON", "NUL", "aux.w", "COM1", "LPT9.txt", "con.json"),
+    *("..", ".", "...", "~", "~root/x", "-rf", "$(touch evil)", "`touch evil`", "%2e%2e%2fevil", "x;touch evil"),
+    *("model.\0", "\0", "a\nb", "a\rb", "\u202eniam", "a\u2028b", "\ud7ff", "ＭＯＤＥＬ", "mOdEl.NoRm.WeIgHt"),
+    *("x" * 4000, "a/" * 300 + "b", "."),
+]
+
+
+def test_names_of_tensors_never_become_paths(tmp_path: Path) -> None:
+    """MediaPipe's converter writes a file for each tensor, under its name."""
+    tensors = load_file(GOLDEN / "inputs" / "gemma_2b" / "model.safetensors")
+    assert len(HOSTILE_NAMES) >= 60
     inner = tmp_path / "in" / "side"
     inner.mkdir(parents=True)
-    save_file(tensors, inner / "model.safetensors")
-    with contextlib.suppress(HearthLMError):
-        convert_checkpoint(gemma(inner, input_ckpt=inner / "model.safetensors"))
-    assert {path.name for path in inner.iterdir()} <= {"model.safetensors", "gemma_2b_cpu_int8.bin"}
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    for name in HOSTILE_NAMES:
+        save_file(tensors | {name: np.zeros(4, np.float32)}, inner / "model.safetensors")
+        with contextlib.suppress(HearthLMError):
+            convert_checkpoint(gemma(inner, input_ckpt=inner / "model.safetensors"))
+        assert {path.name for path in inner.iterdir()} <= {"model.safetensors", "gemma_2b_cpu_int8.bin"}, name
+        assert [path.name for path in tmp_path.iterdir()] == ["in"], name
+
+
+def test_a_checkpoint_cut_off_in_its_header_is_refused(tmp_path: Path) -> None:
+    whole = (GOLDEN / "inputs" / "gemma_2b" / "model.safetensors").read_bytes()
+    path = tmp_path / "model.safetensors"
+    for size in (*range(int.from_bytes(whole[:8], "little") + 8), len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(HearthLMError):
+            convert_checkpoint(gemma(tmp_path, input_ckpt=path))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 # Whole or not at all
