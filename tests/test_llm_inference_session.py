@@ -273,3 +273,21 @@ def test_closing_a_session_under_way_ends_it(llm: LlmInference) -> None:
     assert isinstance(future.result(timeout=10), str)
     with pytest.raises(hearthlm.SessionBusyError):
         session.generate_response()
+
+
+def test_closing_again_does_nothing_and_a_closed_session_says_so(llm: LlmInference, tmp_path: Path) -> None:
+    with LlmInferenceSession(llm, SHORT) as session:
+        session.add_query_chunk("abc")
+        session.generate_response()
+        session.close()
+        session.close()
+        for call in (session.generate_response, session.clone_session, lambda: session.save(tmp_path / "talk")):
+            with pytest.raises(hearthlm.SessionBusyError, match="the session is closed"):
+                call()
+
+
+def test_a_file_that_cannot_be_written_is_named(llm: LlmInference, tmp_path: Path) -> None:
+    with LlmInferenceSession(llm, SHORT) as session:
+        with pytest.raises(FileNotFoundError) as refused:
+            session.save(tmp_path / "nowhere" / "talk")
+        assert refused.value.filename == str(tmp_path / "nowhere" / "talk")

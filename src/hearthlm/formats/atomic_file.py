@@ -15,13 +15,17 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yield a new binary file that becomes `path` when the block ends without an exception.
 
     Until then it has another name in the same folder; after any exception, KeyboardInterrupt included, it is removed
-    and whatever `path` was before is untouched. A file that is mapped keeps its bytes when it is replaced so.
+    and whatever `path` was before is untouched. A file that is mapped keeps its bytes when it is replaced so. Raises
+    Python's own errors, which name `path`, where it cannot be made.
     """
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target}: expected the name of a file, got a folder")
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(target)) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
