@@ -135,10 +135,16 @@ class Generation(_Work):
         raise event
 
     def join(self) -> None:
-        """Wait until the scheduler has let go of the state; ids that were not taken are lost."""
+        """Wait until the scheduler has let go of the state, then pass on an interrupt that came; other ids are lost."""
+        interrupt: KeyboardInterrupt | None = None
         # At the end of the process the scheduler's thread is frozen already and would never answer.
         while self.finished is None and not self._failed and not sys.is_finalizing():
-            self.take()
+            try:
+                self.take()
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def wanted(self, num_ids: int) -> Wanted:
         return "last" if num_ids == len(self.pending) else "none"
@@ -233,12 +239,16 @@ class _Awaited(_Work):
 
     def wait(self) -> None:
         """Wait for the end; interrupted, wait only until the scheduler has let go of the state."""
-        try:
-            error = self._done.get()
-        except BaseException:
-            self.cancel()
-            self._done.get()
-            raise
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                error = self._done.get()
+                break
+            except KeyboardInterrupt as raised:
+                interrupt = raised
+                self.cancel()
+        if interrupt is not None:
+            raise interrupt
         if error is not None:
             raise error
 
