@@ -324,8 +324,7 @@ class Engine:
     def __init__(self, executor: Executor, *, max_tokens: int, prefix_cache_bytes: int = 0) -> None:
         self.executor = executor
         self.max_tokens = max_tokens
-        self._prefix_cache_bytes = prefix_cache_bytes
-        self._prefixes: dict[str, PrefixCache] = {}  # by the digest of the adapter
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self._lock = threading.Lock()
         self._incoming: list[_Work] = []
         self._thread: threading.Thread | None = None
@@ -333,18 +332,13 @@ class Engine:
 
     def new_state(self, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> State:
         """Return a state for a text that begins with `ids`: empty, or one that has seen a part of them before."""
-        known = self._known_prefixes(adapter).take(ids) if ids else None
+        known = self._prefixes.take(ids, "" if adapter is None else adapter.digest) if ids else None
         return known or self.executor.new_state(adapter)
 
     def keep_state(self, ids: Sequence[int], state: State, adapter: LoraAdapter | None = None) -> None:
-        """Remember what `state` has computed for the beginning of `ids`, within the budget (of each adapter)."""
+        """Remember what `state` has computed for the beginning of `ids`, within the budget."""
         if not self._closed:
-            self._known_prefixes(adapter).keep(ids, state)
-
-    def _known_prefixes(self, adapter: LoraAdapter | None) -> PrefixCache:
-        with self._lock:
-            digest = "" if adapter is None else adapter.digest
-            return self._prefixes.setdefault(digest, PrefixCache(self._prefix_cache_bytes))
+            self._prefixes.keep(ids, state, "" if adapter is None else adapter.digest)
 
     def check_room(self, num_tokens: int) -> None:
         """Raise ContextLengthError unless a context of `num_tokens` has room for one more."""
@@ -435,8 +429,7 @@ class Engine:
         if thread is not None:
             thread.join()
         if not was_closed:
-            for prefixes in self._prefixes.values():
-                prefixes.clear()
+            self._prefixes.clear()
             self.executor.close()
 
     def _submit(self, *work: _Work) -> None:
