@@ -244,6 +244,14 @@ def test_a_session_option_of_another_type_is_refused_by_name(wrong: dict[str, An
         LlmInferenceSessionOptions(**wrong)
 
 
+def test_a_conversation_that_ends_with_the_model_is_refused() -> None:
+    messages = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "ab"}]
+    with LlmInference.create_from_model_path(GEMMA) as llm:
+        with pytest.raises(ValueError, match="the last is the model's own: expected one of the user"):
+            llm.generate(messages)
+        assert llm.generate([*messages, {"role": "user", "content": "c"}]).num_prompt_tokens > 5
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     options = LlmInferenceSessionOptions(top_k=np.int64(3), temperature=np.float32(0.5))  # type: ignore[arg-type]
     with LlmInference.create_from_model_path(GEMMA) as llm:
@@ -294,7 +302,7 @@ def test_a_session_option_out_of_range_is_refused_by_name(wrong: dict[str, Any])
         LlmInferenceSessionOptions(**wrong)
 
 
-@pytest.mark.parametrize("unbuilt", [{"preferred_backend": "gpu"}, {"cache_dir": "cache"}])
+@pytest.mark.parametrize("unbuilt", [{"preferred_backend": "gpu"}, {"kv_cache_dtype": "int8"}, {"cache_dir": "a"}])
 def test_an_option_that_is_not_built_yet_names_itself(unbuilt: dict[str, Any]) -> None:
     with pytest.raises(NotImplementedError, match=next(iter(unbuilt))):
         LlmInferenceOptions(GEMMA, **unbuilt)

@@ -92,7 +92,7 @@ class LlmInferenceOptions:
             raise TypeError(f"lora_path: expected a path, got {self.lora_path!r:.80}")
         _check_choice("weights", self.weights, get_args(WeightPlacement))
         _check_choice("activation_data_type", self.activation_data_type, (None, *get_args(ActivationDataType)))
-        _check_choice("kv_cache_dtype", self.kv_cache_dtype, (None, *get_args(CacheDataType)))
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, (None, *get_args(CacheDataType), "int8"))
         _check_choice("preferred_backend", self.preferred_backend, (None, "cpu", "gpu"))
         for name in ("max_tokens", "num_threads"):
             if getattr(self, name) is not None:
@@ -102,8 +102,9 @@ class LlmInferenceOptions:
         for name in ("result_listener", "error_listener"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name}: expected a function, got {getattr(self, name)!r}")
-        if self.preferred_backend == "gpu":
-            raise NotImplementedError("preferred_backend='gpu' is not built yet; leave it out or use 'cpu'")
+        for name, value in (("preferred_backend", "gpu"), ("kv_cache_dtype", "int8")):
+            if getattr(self, name) == value:
+                raise NotImplementedError(f"{name}={value!r} is not built yet; leave it at its default")
         if not isinstance(self.supported_lora_ranks, (tuple, list)):
             raise TypeError(f"supported_lora_ranks: expected a tuple, got {self.supported_lora_ranks!r:.80}")
         for rank in self.supported_lora_ranks:
@@ -410,7 +411,10 @@ class LlmInference:
                 turns.session_prefix + turns.user.prefix + prompt + turns.user.suffix + turns.model.prefix
             )
         elif len(prompt) and isinstance(prompt[0], Mapping):
-            ids = self._checked_by_model(self.chat_format.encode(cast("Sequence[Message]", prompt)))
+            messages = cast("Sequence[Message]", prompt)
+            ids = self._checked_by_model(self.chat_format.encode(messages))
+            if messages[-1]["role"] in ("assistant", "model"):
+                raise ValueError("messages: the last is the model's own: expected one of the user")
         else:
             ids = _checked_ids(cast("Sequence[int]", prompt), self._model.architecture.vocab_size)
         self._engine.check_room(len(ids))
