@@ -118,11 +118,17 @@ def test_every_error_has_an_exit_code(error: BaseException, code: ExitCode) -> N
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
 @pytest.mark.parametrize(
-    ("redirection", "code"), [(">/dev/full", ExitCode.IO_ERROR), (">&-", ExitCode.IO_ERROR), ("2>&-", ExitCode.OK)]
+    ("redirection", "code"),
+    [
+        (">/dev/full", ExitCode.IO_ERROR),
+        (">&-", ExitCode.IO_ERROR),
+        ("2>&-", ExitCode.OK),
+        ("<&-", ExitCode.OK),
+    ],
 )
-def test_output_that_goes_nowhere_is_an_error_and_messages_are_not_needed(redirection: str, code: ExitCode) -> None:
-    command = f"{sys.executable} -m hearthlm run {GEMMA} abc --max-tokens 20 {redirection}"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+def test_only_answers_need_somewhere_to_go(redirection: str, code: ExitCode) -> None:
+    command = f"{sys.executable} -m hearthlm run {GEMMA} - --max-tokens 20 {redirection}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, check=False, stdin=subprocess.DEVNULL)
     assert result.returncode == code
     assert b"Traceback" not in result.stderr
 

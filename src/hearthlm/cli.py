@@ -436,8 +436,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `hearthlm run ... | head` ends quietly
-    if sys.stderr is None:  # `hearthlm ... 2>&-`
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 -- until the process ends
+    if sys.stdin is None:  # `hearthlm ... <&-`
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 -- until the process ends
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         if sys.stdout is None:  # `hearthlm ... >&-`
             raise OSError(errno.EBADF, "it is closed, and nowhere else can the answer go", "stdout")
