@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -485,3 +487,25 @@ def test_a_model_loads_in_the_background_with_progress() -> None:
     assert parts[-1] == 1.0
     with pytest.raises(FileNotFoundError):
         LlmInference.load_async(LlmInferenceOptions("no-such-file")).result(timeout=30)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "future = llm.generate_response_async('abc' * 600)",
+        "stream = llm.generate_response_stream('abc'); next(stream)",
+        "s = hearthlm.LlmInferenceSession(llm); s.add_query_chunk('abc'); s.generate_response_async()",
+        "loading = hearthlm.LlmInference.load_async(options)",
+    ],
+)
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)"])
+def test_a_program_may_end_in_the_middle_of_an_answer(left: str, ending: str) -> None:
+    code = f"""
+import hearthlm
+options = hearthlm.LlmInferenceOptions({str(GEMMA)!r}, max_tokens=8000, temperature=2.0, num_threads=2)
+llm = hearthlm.LlmInference.create_from_options(options)
+{left}
+{ending}
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (3 if ending else 0, "")

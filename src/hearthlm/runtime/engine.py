@@ -6,6 +6,8 @@ A step takes one row from each sequence that is decoding and a chunk from those 
 
 from __future__ import annotations
 
+import atexit
+import os
 import queue
 import sys
 import threading
@@ -328,6 +330,7 @@ class Engine:
         self._lock = threading.Lock()
         self._incoming: list[_Work] = []
         self._thread: threading.Thread | None = None
+        self._process = 0  # that the thread belongs to
         self._closed = False
 
     def new_state(self, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> State:
@@ -438,8 +441,15 @@ class Engine:
                 raise EngineClosedError("the model is closed")
             self._incoming.extend(work)
             if self._thread is None:
+                self._process = os.getpid()
+                atexit.register(self._end_with_process)
                 self._thread = threading.Thread(target=self._run, name="hearthlm-scheduler", daemon=True)
                 self._thread.start()
+
+    def _end_with_process(self) -> None:
+        """Close at the end of the program: a thread that is in a kernel when the interpreter goes would abort it."""
+        if self._process == os.getpid():  # a forked child has no such thread
+            self.close()
 
     def _run(self) -> None:
         active: list[_Work] = []
@@ -451,6 +461,7 @@ class Engine:
                     for work in active:
                         work.cancel()
                 if not active:
+                    atexit.unregister(self._end_with_process)
                     self._thread = None
                     return
             try:
