@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import sys
 import time
@@ -123,7 +124,7 @@ def loss_of(network: Network, ids: Tensor, mask: Tensor, weights: Tensor) -> Ten
 
 def train(folder: Path, minutes: float, first_model: Path | None = None) -> None:
     """Train for the given time and export the Hugging Face folder `final`."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer_model, checkpoint = folder / "tokenizer.model", folder / "checkpoint.pt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -15,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import hearthlm
-from hearthlm.cli import ExitCode, cli
+from hearthlm.cli import ExitCode, _exit_code, cli
 
 GEMMA = Path(__file__).parent / "golden" / "outputs" / "0.10.14" / "gemma_2b_cpu_int8.bin"
 
@@ -82,6 +83,54 @@ def test_a_failure_is_a_line_on_stderr_and_an_exit_code(
     assert result.stdout == b""
     assert says in result.stderr.decode()
     assert "Traceback" not in result.stderr.decode()
+
+
+def test_a_lone_argument_is_a_prompt_however_short_or_long() -> None:
+    for prompt in ("", "abc" * 2000):
+        assert run("run", prompt, "--max-tokens", "8192", "--max-output-tokens", "1").returncode == 0
+
+
+def test_a_prompt_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "prompt").write_bytes(b"abc\xff")
+    result = run("run", "--prompt-file", tmp_path / "prompt")
+    assert result.returncode == ExitCode.BAD_DATA
+    assert (
+        result.stderr.decode() == f"hearthlm: {tmp_path / 'prompt'}: expected UTF-8, got invalid start byte at byte 3\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FileNotFoundError(2, "No such file", "a"), ExitCode.NO_INPUT),
+        (PermissionError(13, "Permission denied", "a"), ExitCode.NO_PERMISSION),
+        (OSError(28, "No space left on device"), ExitCode.IO_ERROR),
+        (MemoryError(), ExitCode.TRY_LATER),
+        (NotImplementedError("preferred_backend"), ExitCode.UNAVAILABLE),
+        (hearthlm.ContextLengthError(9, 5), ExitCode.BAD_DATA),
+        (ValueError("top_k"), ExitCode.USAGE),
+        (ZeroDivisionError(), ExitCode.INTERNAL),
+    ],
+)
+def test_every_error_has_an_exit_code(error: BaseException, code: ExitCode) -> None:
+    assert _exit_code(error) is code
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [
+        (">/dev/full", ExitCode.IO_ERROR),
+        (">&-", ExitCode.IO_ERROR),
+        ("2>&-", ExitCode.OK),
+        ("<&-", ExitCode.OK),
+    ],
+)
+def test_only_answers_need_somewhere_to_go(redirection: str, code: ExitCode) -> None:
+    command = f"{sys.executable} -m hearthlm run {GEMMA} - --max-tokens 20 {redirection}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    assert result.returncode == code
+    assert b"Traceback" not in result.stderr
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -169,38 +218,71 @@ def test_chat_goes_on_after_a_turn_that_does_not_fit() -> None:
     assert result.returncode == 0
     assert len(result.stdout.splitlines()) == 1
     assert "max_tokens is 60" in result.stderr.decode()
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "hearthlm", "chat", str(GEMMA), "--max-output-tokens", "4"]
+    wrong = subprocess.run(command, input=b"\xff\nba\n", capture_output=True, check=True, env=environment)
+    assert wrong.stdout == result.stdout
+    assert wrong.stderr.startswith(b"hearthlm: the text holds a lone surrogate")
+
+
+class Terminal:
+    """Run a command on a terminal of its own and type into it."""
+
+    def __init__(self, command: str, **environment: str) -> None:
+        import pty
+
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            os.environ |= {"TERM": "dumb", **environment}
+            os.execv("/bin/sh", ["sh", "-c", f"exec {sys.executable} -m hearthlm {command}"])
+        self.seen = b""
+
+    def read_until(self, wanted: bytes, count: int = 1) -> None:
+        while self.seen.count(wanted) < count:
+            assert select.select([self._terminal], [], [], 60)[0], self.seen
+            self.seen += os.read(self._terminal, 4096)
+
+    def type(self, text: bytes) -> None:
+        os.write(self._terminal, text)
+
+    def end(self) -> int:
+        """Wait for the end of the command and return its exit code."""
+        with contextlib.suppress(OSError):  # Linux says so at the end
+            while data := os.read(self._terminal, 4096):
+                self.seen += data
+        os.close(self._terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
 
 def test_on_a_terminal_ctrl_c_ends_the_answer_and_not_the_program() -> None:
-    import pty
-
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ |= {"HEARTHLM_KERNELS": "reference", "TERM": "dumb"}  # slow enough to be interrupted
-        os.execv(sys.executable, [sys.executable, "-m", "hearthlm", "chat", "--temperature", "0"])
-    seen = b""
-
-    def read_until(wanted: bytes, count: int = 1) -> None:
-        nonlocal seen
-        while seen.count(wanted) < count:
-            assert select.select([terminal], [], [], 60)[0], seen
-            seen += os.read(terminal, 4096)
-
-    read_until(b"> ")
-    os.write(terminal, b"Tell me a story about a fox.\n")
-    read_until(b" fox", 2)
-    os.write(terminal, b"\x03")
-    read_until(b"> ", 2)
-    answer = seen.split(b"fox.", 1)[1]
+    terminal = Terminal("chat --temperature 0", HEARTHLM_KERNELS="reference")  # slow enough to be interrupted
+    terminal.read_until(b"> ")
+    terminal.type(b"Tell me a story about a fox.\n")
+    terminal.read_until(b" fox", 2)
+    terminal.type(b"\x03")
+    terminal.read_until(b"> ", 2)
+    answer = terminal.seen.split(b"fox.", 1)[1]
     time.sleep(0.5)  # the line editor listens only some moments after its prompt is there
-    os.write(terminal, b"\x03")  # drops what was typed
-    read_until(b"> ", 3)
-    os.write(terminal, b"/exit\n")
-    _, status = os.waitpid(pid, 0)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(status) == 0
+    terminal.type(b"\x03")  # drops what was typed
+    terminal.read_until(b"> ", 3)
+    terminal.type(b"/exit\n")
+    assert terminal.end() == 0
     assert len(answer) < 600
-    assert b"Traceback" not in seen
+    assert b"Traceback" not in terminal.seen
+
+
+def test_on_a_terminal_only_answers_go_into_a_file(tmp_path: Path) -> None:
+    terminal = Terminal(f"chat {GEMMA} --max-output-tokens 6 > {tmp_path / 'log'}")
+    for number, line in enumerate((b"abc", f"/save {tmp_path / 'talk'}".encode(), b"/reset", b"abc"), start=1):
+        terminal.read_until(b"> ", number)
+        terminal.type(line + b"\n")
+    terminal.read_until(b"> ", 5)
+    terminal.type(b"\x04")
+    assert terminal.end() == 0
+    first, second = (tmp_path / "log").read_text().splitlines()
+    assert first == second
+    assert b"tokens saved" in terminal.seen
+    assert b"the conversation is forgotten" in terminal.seen
 
 
 def test_score_prints_each_token_and_the_perplexity(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -345,3 +347,35 @@ def test_logprobs_are_those_of_the_models_own_distribution() -> None:
     assert entry.top[0][0] == 2
     assert np.allclose([value for _, value in entry.top], [high, low, low], atol=1e-5)
     stream.close()
+
+
+def interrupt_often(times: int) -> threading.Thread:
+    """Press Ctrl-C several times, 20 ms apart."""
+
+    def press() -> None:
+        for _ in range(times):
+            time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    return thread
+
+
+def test_an_impatient_ctrl_c_never_takes_a_state_from_a_step_that_still_computes() -> None:
+    executor = CountingExecutor(delay_s=0.3)
+    engine = Engine(executor, max_tokens=100_000)
+    session = Session(engine, ids=[1] * (PREFILL_CHUNK * 100))
+    thread = interrupt_often(3)
+    with pytest.raises(KeyboardInterrupt):
+        list(session.generate(sampler=GREEDY))
+    thread.join()
+    assert executor.steps == [[PREFILL_CHUNK]]  # and that one is over
+    assert session._state.length == PREFILL_CHUNK
+    assert not session.is_busy
+    thread = interrupt_often(3)
+    with pytest.raises(KeyboardInterrupt):
+        engine.score([1] * (PREFILL_CHUNK * 100))
+    thread.join()
+    wait_until_idle()
+    assert len(executor.steps) == 2

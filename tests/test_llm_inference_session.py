@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from hearthlm import (
     PromptTemplate,
     PromptTemplates,
 )
+from hearthlm.runtime.executor import ForwardRequest
 
 GOLDEN = Path(__file__).parent / "golden" / "outputs" / "0.10.14"
 GEMMA = GOLDEN / "gemma_2b_cpu_int8.bin"
@@ -226,43 +228,55 @@ def test_a_session_saved_with_messages_goes_on_with_them(llm: LlmInference, tmp_
         assert session.generate_response() == wanted
 
 
-def test_a_thousand_cancels_at_random_moments_leave_the_session_right_and_nothing_behind(llm: LlmInference) -> None:
+def rss_kb() -> int:
+    """Return the memory of this process, 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
+
+
+def test_a_thousand_cancels_at_random_moments_leave_the_session_right_and_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rng = random.Random(7)
     prompt = "abcabcab" * 60
-    wanted = llm.generate(prompt, SHORT).token_ids[0]
+    greedy = LlmInferenceSessionOptions(max_output_tokens=20, temperature=0, logit_bias=ENDLESS.logit_bias)
     options = LlmInferenceOptions(GEMMA, max_tokens=2000, prefix_cache_mb=0)
+    rows: list[int] = []  # of each step
+    num_cut = {"prefill": 0, "decode": 0}
     with LlmInference.create_from_options(options) as model:
-        for _ in range(1000):
-            with LlmInferenceSession(model, ENDLESS) as session:
+        executor = model._engine.executor
+        forward = executor.forward
+
+        def counted(requests: Sequence[ForwardRequest]) -> Any:
+            rows.append(sum(len(request.ids) for request in requests))
+            return forward(requests)
+
+        wanted = model.generate(prompt, greedy).token_ids[0]
+        monkeypatch.setattr(executor, "forward", counted)
+        before = 0
+        for i in range(1000):
+            if i == 200:
+                before = rss_kb()
+            with LlmInferenceSession(model, greedy) as session:
                 session.add_query_chunk(prompt)
+                num_prompt_tokens = len(session._context())
                 future = session.generate_response_async()
-                time.sleep(rng.random() * 0.004)
+                time.sleep(rng.random() * 0.006)
+                num_steps = len(rows)
                 session.cancel_generate_response_async()
                 future.result(timeout=10)
-        with LlmInferenceSession(model, SHORT) as session:
-            session.add_query_chunk(prompt)
-            assert session.generate().token_ids[0] == wanted
-    names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith("hearthlm")]
-
-
-def test_after_a_cancel_the_same_session_answers_as_if_it_had_not_been(llm: LlmInference) -> None:
-    prompt = "abcabcab" * 60
-    greedy = LlmInferenceSessionOptions(max_output_tokens=20, temperature=0)
-    wanted = llm.generate(prompt, greedy).token_ids[0]
-    rng = random.Random(3)
-    for _ in range(20):
-        with LlmInferenceSession(llm, greedy) as session:
-            session.add_query_chunk(prompt)
-            future = session.generate_response_async()
-            time.sleep(rng.random() * 0.01)
-            session.cancel_generate_response_async()
-            future.result(timeout=10)
-            done = len(session._session.ids) - len(llm.tokenizer.encode(prompt)) - 1
-            session.update_session_options(max_output_tokens=max(1, 20 - done))
-            if done < 20:
-                session.generate_response()
-            assert tuple(session._session.ids[-20:]) == wanted
+                assert len(rows) <= num_steps + 1  # the one that had begun
+                assert max(rows, default=0) <= 128
+                num_done = session.num_tokens - num_prompt_tokens
+                num_cut["decode" if num_done else "prefill"] += 1
+                if num_done < len(wanted):
+                    session.update_session_options(max_output_tokens=len(wanted) - num_done)
+                    session.generate_response()
+                assert tuple(session._session.ids[num_prompt_tokens:]) == wanted
+        assert rss_kb() - before < 4096
+    assert all(num_cut.values()), num_cut
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("hearthlm")]
 
 
 def test_closing_a_session_under_way_ends_it(llm: LlmInference) -> None:
@@ -273,3 +287,21 @@ def test_closing_a_session_under_way_ends_it(llm: LlmInference) -> None:
     assert isinstance(future.result(timeout=10), str)
     with pytest.raises(hearthlm.SessionBusyError):
         session.generate_response()
+
+
+def test_closing_again_does_nothing_and_a_closed_session_says_so(llm: LlmInference, tmp_path: Path) -> None:
+    with LlmInferenceSession(llm, SHORT) as session:
+        session.add_query_chunk("abc")
+        session.generate_response()
+        session.close()
+        session.close()
+        for call in (session.generate_response, session.clone_session, lambda: session.save(tmp_path / "talk")):
+            with pytest.raises(hearthlm.SessionBusyError, match="the session is closed"):
+                call()
+
+
+def test_a_file_that_cannot_be_written_is_named(llm: LlmInference, tmp_path: Path) -> None:
+    with LlmInferenceSession(llm, SHORT) as session:
+        with pytest.raises(FileNotFoundError) as refused:
+            session.save(tmp_path / "nowhere" / "talk")
+        assert refused.value.filename == str(tmp_path / "nowhere" / "talk")

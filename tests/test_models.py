@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from published_configs import NUM_PARAMETERS, PUBLISHED
 from random_models import CONFIGS, random_tensors, write_checkpoint
 
 from hearthlm.errors import TensorMismatchError, UnsupportedModelError
@@ -65,10 +67,20 @@ def test_both_schemas_of_config_json_give_the_same_architecture() -> None:
 
 
 def test_the_text_part_of_a_model_of_text_and_images_is_read_from_text_config() -> None:
-    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
-    config = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", **text}, "vision_config": {"x": 1}}
-    family, a = read_config(config)
+    family, a = read_config(PUBLISHED["gemma-3-4b-it"])
     assert (family.name, a.embedding_dim, a.num_layers, a.num_heads, a.num_kv_heads) == ("gemma3", 2560, 34, 8, 4)
+    assert a.layers[5].rope == Rope(1e6, 256, linear_factor=8.0)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", [*CONFIGS, *PUBLISHED])
+def test_a_config_that_transformers_writes_today_means_the_same(name: str) -> None:
+    from transformers import AutoConfig
+
+    config = CONFIGS.get(name) or PUBLISHED[name]
+    written = AutoConfig.for_model(**config)
+    for values in (written.to_dict(), written.to_diff_dict()):
+        assert read_config(json.loads(json.dumps(values))) == read_config(config)
 
 
 def test_gelu_in_a_first_generation_config_means_the_tanh_form() -> None:
@@ -109,183 +121,50 @@ def test_a_config_that_is_not_understood_is_refused_by_the_name_of_the_field(
         read_config({**GEMMA3_1B, **change})
 
 
-# What the configs on the Hugging Face Hub say beyond what reads as such; those of tests/random_models.py are smaller.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "SmolLM2-135M-Instruct": {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_act": "silu",
-        "hidden_size": 576,
-        "initializer_range": 0.041666666666666664,
-        "intermediate_size": 1536,
-        "is_llama_config": True,
-        "max_position_embeddings": 8192,
-        "mlp_bias": False,
-        "model_type": "llama",
-        "num_attention_heads": 9,
-        "num_hidden_layers": 30,
-        "num_key_value_heads": 3,
-        "pad_token_id": 2,
-        "pretraining_tp": 1,
-        "rms_norm_eps": 1e-05,
-        "rope_interleaved": False,
-        "rope_scaling": None,
-        "rope_theta": 100000,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
-        "transformers_version": "4.42.3",
-        "use_cache": True,
-        "vocab_size": 49152,
-    },
-    "TinyLlama-1.1B-Chat-v1.0": {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_act": "silu",
-        "hidden_size": 2048,
-        "initializer_range": 0.02,
-        "intermediate_size": 5632,
-        "max_position_embeddings": 2048,
-        "model_type": "llama",
-        "num_attention_heads": 32,
-        "num_hidden_layers": 22,
-        "num_key_value_heads": 4,
-        "pretraining_tp": 1,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": None,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "transformers_version": "4.35.0",
-        "use_cache": True,
-        "vocab_size": 32000,
-    },
-    "falcon-rw-1b": {
-        "alibi": True,
-        "apply_residual_connection_post_layernorm": False,
-        "architectures": ["FalconForCausalLM"],
-        "attention_dropout": 0.0,
-        "bias": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_dropout": 0.0,
-        "hidden_size": 2048,
-        "initializer_range": 0.02,
-        "layer_norm_epsilon": 1e-05,
-        "model_type": "falcon",
-        "multi_query": False,
-        "new_decoder_architecture": False,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 24,
-        "parallel_attn": False,
-        "torch_dtype": "bfloat16",
-        "transformers_version": "4.27.4",
-        "use_cache": True,
-        "vocab_size": 50304,
-    },
-    "falcon-7b": {
-        "alibi": False,
-        "apply_residual_connection_post_layernorm": False,
-        "architectures": ["FalconForCausalLM"],
-        "attention_dropout": 0.0,
-        "bias": False,
-        "bos_token_id": 11,
-        "eos_token_id": 11,
-        "hidden_dropout": 0.0,
-        "hidden_size": 4544,
-        "initializer_range": 0.02,
-        "layer_norm_epsilon": 1e-05,
-        "model_type": "falcon",
-        "multi_query": True,
-        "new_decoder_architecture": False,
-        "num_attention_heads": 71,
-        "num_hidden_layers": 32,
-        "num_kv_heads": 71,
-        "parallel_attn": True,
-        "vocab_size": 65024,
-    },
-    "gpt2-medium": {
-        "activation_function": "gelu_new",
-        "architectures": ["GPT2LMHeadModel"],
-        "attn_pdrop": 0.1,
-        "bos_token_id": 50256,
-        "embd_pdrop": 0.1,
-        "eos_token_id": 50256,
-        "initializer_range": 0.02,
-        "layer_norm_epsilon": 1e-05,
-        "model_type": "gpt2",
-        "n_ctx": 1024,
-        "n_embd": 1024,
-        "n_head": 16,
-        "n_layer": 24,
-        "n_positions": 1024,
-        "n_special": 0,
-        "predict_special_tokens": True,
-        "resid_pdrop": 0.1,
-        "summary_activation": None,
-        "summary_first_dropout": 0.1,
-        "summary_proj_to_labels": True,
-        "summary_type": "cls_index",
-        "summary_use_proj": True,
-        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
-        "vocab_size": 50257,
-    },
-    "Phi-3-mini-4k-instruct": {
-        "architectures": ["Phi3ForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
-        "bos_token_id": 1,
-        "embd_pdrop": 0.0,
-        "eos_token_id": 32000,
-        "hidden_act": "silu",
-        "hidden_size": 3072,
-        "initializer_range": 0.02,
-        "intermediate_size": 8192,
-        "max_position_embeddings": 4096,
-        "model_type": "phi3",
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-        "num_key_value_heads": 32,
-        "original_max_position_embeddings": 4096,
-        "pad_token_id": 32000,
-        "resid_pdrop": 0.0,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": None,
-        "rope_theta": 10000.0,
-        "sliding_window": 2047,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "transformers_version": "4.40.2",
-        "use_cache": True,
-        "vocab_size": 32064,
-    },
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("SmolLM2-135M-Instruct", 134_515_008),
-        ("TinyLlama-1.1B-Chat-v1.0", 1_100_048_384),
-        ("falcon-rw-1b", 1_311_625_216),
-        ("falcon-7b", 6_921_720_704),
-        ("gpt2-medium", 354_823_168),
-        ("Phi-3-mini-4k-instruct", 3_821_079_552),
-    ],
-)
-def test_published_configs_give_models_of_the_published_size(name: str, parameters: int) -> None:
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_give_models_of_the_published_size(name: str) -> None:
     family, a = read_config(PUBLISHED[name])
-    assert sum(math.prod(spec.shape) for spec in family.tensors(a)) == parameters
+    assert sum(math.prod(spec.shape) for spec in family.tensors(a)) == NUM_PARAMETERS[name]
 
 
+def test_every_family_has_a_published_config_and_random_models() -> None:
+    assert {read_config(config)[0].name for config in PUBLISHED.values()} == set(FAMILIES)
+    assert {read_config(config)[0].name for config in CONFIGS.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_data_and_short(name: str) -> None:
+    module = Path(sys.modules[FAMILIES[name].read_config.__module__].__file__ or "")
+    assert len(module.read_text(encoding="utf-8").splitlines()) < 80
+
+
+_LLAMA3 = PUBLISHED["Llama-3.2-1B-Instruct"]["rope_scaling"]
 _LONG_ROPE = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("gemma-3-4b-it", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    ("gemma-3-4b-it", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+    ("gemma-3-4b-it", {"audio_config": {}}, "config.json: the field audio_config"),
+    ("gemma-3-4b-it", {"text_config": None}, "text_config: expected an object"),
+    ("gemma-3-4b-it", {"text_config": {"model_type": "llama"}}, "text_config: model_type: expected 'gemma3_text'"),
+    ("gemma-3-4b-it", {"text_config": {"final_scale": 2}}, "text_config: the field final_scale"),
+    ("gemma-3-1b-it", {"attn_logit_softcapping": -1.0}, "attention_soft_cap"),
+    ("gemma-3-1b-it", {"model_type": ["gemma3_text"]}, "model_type"),
+    ("Llama-3.2-1B-Instruct", {"rms_norm_eps": -1e-5}, "eps"),
+    ("Llama-3.2-1B-Instruct", {"rope_parameters": {"rope_theta": 1e4}}, "rope_scaling: expected nothing, or the same"),
+    ("Llama-3.2-1B-Instruct", {"rope_scaling": _LLAMA3 | {"high_freq_factor": 1.0}}, "high_frequency_factor=1.0"),
+    ("Llama-3.2-1B-Instruct", {"rope_scaling": _LLAMA3 | {"factor": 0.0}}, "factor=0.0"),
+    ("Llama-3.2-1B-Instruct", {"num_attention_heads": 4096, "head_dim": None}, "head_dim"),
+    ("Mistral-7B-v0.1", {"sliding_window": 0}, "sliding_window"),
+    ("Mistral-7B-v0.1", {"sliding_window": 2.5}, "sliding_window"),
+    ("Qwen3-0.6B", {"num_experts": 8}, "num_experts"),
+    ("Qwen3-0.6B", {"layer_types": ["sliding_attention"] * 28}, "layer_types"),
+    ("OLMo-2-0425-1B", {"layer_types": ["sliding_attention"] * 16}, "layer_types"),
+    ("OLMo-2-0425-1B", {"clip_qkv": 8.0}, "clip_qkv"),
+    ("phi-2", {"qk_layernorm": True}, "qk_layernorm"),
+    ("phi-2", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+    ("phi-2", {"partial_rotary_factor": 1.5}, "rotary_dim"),
+    ("stablelm-3b-4e1t", {"use_parallel_residual": True}, "use_parallel_residual"),
+    ("stablelm-3b-4e1t", {"qk_layernorm": True}, "qk_layernorm"),
     ("SmolLM2-135M-Instruct", {"rope_interleaved": True}, "rope_interleaved"),
     ("falcon-rw-1b", {"new_decoder_architecture": True}, "new_decoder_architecture"),
     ("falcon-rw-1b", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),

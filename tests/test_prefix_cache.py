@@ -167,6 +167,24 @@ def test_shared_memory_is_counted_once_and_freed_with_its_last_owner() -> None:
     assert taken(cache, A) is None
 
 
+def test_adapters_share_the_budget_and_nothing_else() -> None:
+    cache = PrefixCache(50)
+    for adapter in ("", "one", "two"):
+        state = FakeState(A, pool=hash(adapter))
+        cache.keep(A, state, adapter)
+        state.close()
+    assert len(cache) == 2
+    assert cache.num_bytes == 40
+    assert taken(cache, [*A, 1]) is None  # the first is the least recently used
+    for adapter in ("one", "two"):
+        known = cache.take([*A, 1], adapter)
+        assert known is not None
+        assert known.length == len(A)
+        known.close()
+    assert cache.take([*A, 1], "three") is None
+    assert FakeState.num_open == 2
+
+
 def test_what_exceeds_the_budget_alone_is_not_kept_and_evicts_nothing() -> None:
     cache = PrefixCache(20)
     keep(cache, A)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_tokenizers import BYTE_BPE, CONVERTED, OURS, REAL, hugging_face, real_tokenizers
+from test_tokenizers import BYTE_BPE, CONVERTED, OURS, REAL, THEIRS, hugging_face, real_library, real_tokenizers
 
 from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
 from hearthlm.tokenizers.stream import EACH_BYTE, StopMatcher, StreamDecoder
@@ -90,6 +90,33 @@ def test_the_first_space_is_dropped_only_where_no_text_precedes() -> None:
     assert tokenizer.token_bytes(ids[0]).startswith(b" ")
     assert stream(tokenizer, ids) == stream(tokenizer, ids, [start]) == "the house"
     assert stream(tokenizer, ids, [start, ids[0]]) == " the house"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real tokenizers are not here")
+@pytest.mark.parametrize("name", list(real_tokenizers()))
+@given(
+    text=st.text(max_size=80)
+    | st.text("the hou<>[]|_ \n\t▁12é漢🙂", max_size=60)
+    | st.lists(
+        st.sampled_from(["<|im_start|>", "<s>", "The", " quick", "  ", "\r\n", "👩‍👩‍👧", "नमस्ते", "１２", "don't"])
+    ).map("".join)
+)
+@settings(max_examples=5000, deadline=None)
+def test_five_thousand_texts_are_those_of_the_library_whole_and_in_parts(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer.encode(text)
+    if name == "sentencepiece_4000":
+        library = THEIRS["real"]
+        assume(not any(control in text for control in ("<s>", "</s>", "<pad>")))  # the library does not read them
+        assert ids == library.encode(text)
+        assert tokenizer.decode(ids) == library.decode(ids)
+    else:
+        assert ids == real_library().encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(ids) == real_library().decode(ids)
+    assert stream(tokenizer, ids) == tokenizer.decode(ids)
+    for cut in range(0, len(ids) + 1, 1 + len(ids) // 4):  # an answer that goes on after a prompt
+        rest = tokenizer.decode(ids[cut:], at_start=not cut)
+        assert stream(tokenizer, ids[cut:], ids[:cut]) == rest
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real tokenizers are not here")

@@ -374,13 +374,50 @@ def test_alibi_is_that_of_transformers_where_positions_are_rounded_too(num_heads
     assert np.array_equal(AlibiTable(num_heads, 0.125).columns(3000)[:, :3000], wanted)
 
 
+# What the small files of MediaPipe's converter hold, as a config.json would say it; see their cases.json.
+_SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+CONVERTED: dict[str, dict[str, Any]] = {
+    "gemma_2b": CONFIGS["gemma_mqa"] | _SMALL | {"head_dim": 8, "num_key_value_heads": 1},
+    "gemma2_2b": CONFIGS["gemma2_gqa"]
+    | _SMALL
+    | {"head_dim": 8, "num_attention_heads": 4, "query_pre_attn_scalar": 8, "sliding_window": 4096}
+    | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    "falcon_rw_1b": CONFIGS["falcon_alibi"]
+    | {name: value for name, value in _SMALL.items() if name not in ("intermediate_size", "num_key_value_heads")}
+    | {"tie_word_embeddings": False},
+    "phi_2": CONFIGS["phi_parallel"] | _SMALL | {"partial_rotary_factor": 0.25},  # 0.4 of 8 channels: 2 of them
+    "stablelm_4e1t_3b": CONFIGS["stablelm_partial"] | _SMALL | {"use_qkv_bias": False},
+}
+CONVERTED_FILES = sorted(
+    (name, path) for name in CONVERTED for path in (STORED.parent / "outputs").glob(f"*/{name}_[cg]pu_int[48].bin")
+)
+every_converted_file = pytest.mark.parametrize(
+    ("name", "path"), CONVERTED_FILES, ids=[f"{path.parent.name}-{path.stem}" for _, path in CONVERTED_FILES]
+)
+
+
+@every_converted_file
+def test_a_file_of_mediapipe_and_a_config_say_the_same(name: str, path: Path) -> None:
+    _, wanted = read_config(CONVERTED[name])
+    with Model.open(path) as model:
+        assert model.architecture.attention_scale == pytest.approx(wanted.attention_scale, rel=1e-9)
+        scale, length = wanted.attention_scale, wanted.context_length
+        assert replace(model.architecture, attention_scale=scale, context_length=length) == wanted
+
+
 @pytest.mark.oracle
-@pytest.mark.parametrize("name", ["cpu_int8", "cpu_int4", "gpu_int8", "gpu_int4"])
-def test_a_falcon_file_of_mediapipe_means_what_transformers_means(name: str) -> None:
-    config = {**CONFIGS["falcon_alibi"], "vocab_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
-    config |= {"hidden_size": 16, "ffn_hidden_size": 64, "tie_word_embeddings": False}
+@every_converted_file
+def test_a_file_of_mediapipe_means_what_transformers_means(name: str, path: Path) -> None:
+    config = CONVERTED[name]
     ids = random_ids(config, NUM_IDS)
-    with Model.open(STORED.parent / "outputs" / "0.10.14" / f"falcon_rw_1b_{name}.bin") as model:
+    with Model.open(path) as model:
         tensors: dict[str, NDArray[np.float32]] = {}
         for spec in model.family.tensors(model.architecture):
             stored = tensors.setdefault(spec.checkpoint_name, np.empty(spec.checkpoint_rows.shape, np.float32))
@@ -389,6 +426,8 @@ def test_a_falcon_file_of_mediapipe_means_what_transformers_means(name: str) -> 
             values = dequantize(model._source.matrix(spec)) if is_matrix else model._source.vector(spec)
             view[...] = values.reshape(view.shape)
         weights = model.load_weights()
-        e = TransformerExecutor(model.architecture, weights, num_threads=1, activation_data_type="float32")
+        e = TransformerExecutor(
+            model.architecture, weights, num_threads=1, activation_data_type="float32", kv_cache_dtype="float32"
+        )
     wanted = logprobs_of(reference_logits(transformers_model(config, tensors), ids), ids)
     assert np.abs(logprobs_of(logits(e, e.new_state(), ids), ids) - wanted).max() < 1e-4

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -190,12 +191,13 @@ class Call:
         if not self.answers:
             return
         self.cancel()
-        for answer in self.answers:
-            answer.close()
-        for stream in self._streams[1:]:
-            stream.session.close()
-        self._on_end(self.answers[0])
-        self._streams = []
+        with ExitStack() as last_first:  # all of it, also when one is interrupted
+            last_first.callback(self._on_end, self.answers[0])
+            for stream in self._streams[1:]:
+                last_first.callback(stream.session.close)
+            for answer in self.answers:
+                last_first.callback(answer.close)
+            self._streams = []
 
     def increments(self) -> Generator[str, None, None]:
         """Yield the text of the first answer as it comes; work starts with the first increment asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -32,9 +33,11 @@ class ExitCode(IntEnum):
     USAGE = 2
     BAD_DATA = 65
     NO_INPUT = 66
+    UNAVAILABLE = 69
     INTERNAL = 70
     CANNOT_CREATE = 73
     IO_ERROR = 74
+    TRY_LATER = 75
     NO_PERMISSION = 77
     INTERRUPTED = 130
     TERMINATED = 143
@@ -262,8 +265,9 @@ class _Conversation:
                 self._session.add_message("user", text)
             else:
                 self._session.add_query_chunk(text)
-        except hearthlm.ContextLengthError as error:
-            click.echo(f"hearthlm: {error}; /reset begins anew", err=True)
+        except (hearthlm.HearthLMError, ValueError) as error:
+            advice = "; /reset begins anew" if isinstance(error, hearthlm.ContextLengthError) else ""
+            click.echo(f"hearthlm: {_message(error)}{advice}", err=True)
             return
         with contextlib.suppress(KeyboardInterrupt):
             _print_stream(self._session.generate_response_stream())
@@ -280,9 +284,11 @@ class _Conversation:
         if name == "/reset":
             self._session.close()
             self._session = self._begin()
+            _note("the conversation is forgotten")
         elif name in ("/save", "/load") and argument:
             try:
                 (self._session.save if name == "/save" else self._session.load)(argument)
+                _note(f"{argument}: {self._session.num_tokens} tokens {name[1:].rstrip('e')}ed")
             except (OSError, hearthlm.HearthLMError) as error:
                 click.echo(f"hearthlm: {_message(error)}", err=True)
         elif name == "/help":
@@ -301,12 +307,23 @@ def _read_line() -> str | None:
         import readline  # noqa: F401 -- line editing for input()
     while True:
         try:
-            return input("> ")
+            if sys.stdout.isatty():
+                return input("> ")
+            click.echo("> ", nl=False, err=True)  # input() would write it between the answers
+            if line := sys.stdin.readline():
+                return line.rstrip("\n")
+            raise EOFError
         except EOFError:
             click.echo(err=True)
             return None
         except KeyboardInterrupt:
             click.echo(err=True)
+
+
+def _note(text: str) -> None:
+    """Tell a person, and no program, that something was done."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        click.echo(text, err=True)
 
 
 def _max_tokens_in_memory(info: ModelInfo) -> int:
@@ -532,7 +549,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `hearthlm run ... | head` ends quietly
+    if sys.stdin is None:  # `hearthlm ... <&-`
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 -- until the process ends
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
+        if sys.stdout is None:  # `hearthlm ... >&-`
+            raise OSError(errno.EBADF, "it is closed, and nowhere else can the answer go", "stdout")
         cli.main(prog_name="hearthlm", complete_var=_COMPLETE_VARIABLE, standalone_mode=False)
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
@@ -565,14 +588,16 @@ def _exit_code(error: BaseException) -> ExitCode:
         return ExitCode.NO_INPUT
     if isinstance(error, PermissionError):
         return ExitCode.NO_PERMISSION
-    if isinstance(error, (hearthlm.HearthLMError, UnicodeDecodeError)):
+    if isinstance(error, (hearthlm.HearthLMError, UnicodeError)):
         return ExitCode.BAD_DATA
     if isinstance(error, OSError):
         return ExitCode.IO_ERROR
-    if isinstance(error, (ValueError, NotImplementedError)):
+    if isinstance(error, ValueError):
         return ExitCode.USAGE
+    if isinstance(error, NotImplementedError):
+        return ExitCode.UNAVAILABLE
     if isinstance(error, MemoryError):
-        return ExitCode.OTHER
+        return ExitCode.TRY_LATER
     return ExitCode.INTERNAL
 
 
@@ -594,7 +619,7 @@ def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tu
     prompt = arguments[-1]
     if prompt == "-":
         return model, _read_text("-")
-    if num_models == 0 and Path(prompt).exists() and (Path(prompt).is_dir() or prompt.endswith((".bin", ".task"))):
+    if num_models == 0 and _is_model(prompt):
         raise click.UsageError(f"{prompt} is a model, and the prompt is missing")
     return model, prompt
 
@@ -602,6 +627,14 @@ def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tu
 def _shows_progress() -> bool:
     """Tell whether a person is watching stderr."""
     return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+
+
+def _is_model(argument: str) -> bool:
+    """Say whether a lone argument is rather a model than a prompt."""
+    with contextlib.suppress(OSError):  # a long prompt is no name of a file
+        path = Path(argument)
+        return argument != "" and (path.is_dir() or (path.suffix in (".bin", ".task", ".litertlm") and path.exists()))
+    return False
 
 
 def _load(options: hearthlm.LlmInferenceOptions) -> LlmInference:
@@ -633,7 +666,12 @@ def _print_stream(increments: Iterator[str]) -> None:
 
 
 def _read_text(path: str) -> str:
-    return (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode("utf-8")
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = "stdin" if path == "-" else path
+        raise UnicodeError(f"{where}: expected UTF-8, got {error.reason} at byte {error.start}") from None
 
 
 def _print_json(document: dict[str, Any]) -> None:

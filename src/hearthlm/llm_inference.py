@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from operator import index
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, cast, get_args
@@ -44,6 +47,8 @@ MAX_CALLS_AT_ONCE = 16  # of one batch: more would only make every answer wait f
 
 Prompt = str | Sequence[int] | Sequence[Message]
 
+_NUMBERS = ("top_p", "temperature", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+
 
 @dataclass(frozen=True)
 class LlmInferenceOptions:
@@ -58,7 +63,7 @@ class LlmInferenceOptions:
     `error_listener(exception)` serve the async calls. `prefix_cache_mb` (MB) is how much of what earlier calls have
     computed is kept for later ones that begin alike; 0 keeps nothing. `lora_path` is an adapter for every call that
     names none; `supported_lora_ranks`, if given, refuses others.
-    Raises ValueError for a value out of range and NotImplementedError for an option that is not built yet.
+    Raises TypeError or ValueError, by name, for a wrong value and NotImplementedError for what is not built yet.
     """
 
     model_path: str | PathLike[str]
@@ -81,9 +86,13 @@ class LlmInferenceOptions:
     prefix_cache_mb: int = DEFAULT_PREFIX_CACHE_MB
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model_path, (str, PathLike)):
+            raise TypeError(f"model_path: expected a path, got {self.model_path!r:.80}")
+        if not isinstance(self.lora_path, (str, PathLike, type(None))):
+            raise TypeError(f"lora_path: expected a path, got {self.lora_path!r:.80}")
         _check_choice("weights", self.weights, get_args(WeightPlacement))
         _check_choice("activation_data_type", self.activation_data_type, (None, *get_args(ActivationDataType)))
-        _check_choice("kv_cache_dtype", self.kv_cache_dtype, (None, *get_args(CacheDataType)))
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, (None, *get_args(CacheDataType), "int8"))
         _check_choice("preferred_backend", self.preferred_backend, (None, "cpu", "gpu"))
         for name in ("max_tokens", "num_threads"):
             if getattr(self, name) is not None:
@@ -93,10 +102,14 @@ class LlmInferenceOptions:
         for name in ("result_listener", "error_listener"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name}: expected a function, got {getattr(self, name)!r}")
-        if self.preferred_backend == "gpu":
-            raise NotImplementedError("preferred_backend='gpu' is not built yet; leave it out or use 'cpu'")
+        for name, value in (("preferred_backend", "gpu"), ("kv_cache_dtype", "int8")):
+            if getattr(self, name) == value:
+                raise NotImplementedError(f"{name}={value!r} is not built yet; leave it at its default")
+        if not isinstance(self.supported_lora_ranks, (tuple, list)):
+            raise TypeError(f"supported_lora_ranks: expected a tuple, got {self.supported_lora_ranks!r:.80}")
         for rank in self.supported_lora_ranks:
             _check_integer("supported_lora_ranks", rank, at_least=1)
+        _refuse_unbuilt(cache_dir=self.cache_dir is not None)
         self.session_options()
 
     def session_options(self) -> LlmInferenceSessionOptions:
@@ -116,7 +129,7 @@ class LlmInferenceSessionOptions:
     `frequency_penalty` (-2 to 2) make what the answer already holds less likely, `repetition_penalty` (1 is none) also
     what the prompt holds; `logit_bias` adds to the logits of token ids. `logprobs` asks for the log-probability of
     every token and of this many most likely ones in its place. `lora` is an adapter that `load_lora` returned.
-    Raises ValueError for a value out of range and NotImplementedError for an option that is not built yet.
+    Raises TypeError or ValueError, by name, for a wrong value and NotImplementedError for what is not built yet.
     """
 
     top_k: int = 40
@@ -136,11 +149,22 @@ class LlmInferenceSessionOptions:
     response_format: Any = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise ValueError(f"stop: expected a tuple of non-empty strings, got {self.stop!r}")
+        _check_integer("top_k", self.top_k, at_least=0)
+        _check_integer("random_seed", self.random_seed, at_least=0, at_most=(1 << 64) - 1)
+        for name in _NUMBERS:
+            _check_number(name, getattr(self, name))
+        if not isinstance(self.stop, (tuple, list)) or not all(isinstance(s, str) and s for s in self.stop):
+            raise ValueError(f"stop: expected a tuple of non-empty strings, got {self.stop!r:.80}")
         if self.max_output_tokens is not None:
             _check_integer("max_output_tokens", self.max_output_tokens, at_least=1)
         _check_integer("logprobs", self.logprobs, at_least=0)
+        if not isinstance(self.logit_bias, (Mapping, type(None))):
+            raise TypeError(f"logit_bias: expected a mapping of token ids to numbers, got {self.logit_bias!r:.80}")
+        for token_id, bias in (self.logit_bias or {}).items():
+            _check_integer("logit_bias: token id", token_id, at_least=0)
+            _check_number(f"logit_bias: token {token_id}", bias)
+        if not isinstance(self.prompt_templates, (PromptTemplates, type(None))):
+            raise TypeError(f"prompt_templates: expected PromptTemplates, got {self.prompt_templates!r:.80}")
         if self.lora is not None and not isinstance(self.lora, LoraAdapter):
             raise TypeError(f"lora: expected what load_lora returned, got {self.lora!r:.80}")
         _refuse_unbuilt(response_format=self.response_format is not None)
@@ -171,6 +195,8 @@ class LlmInference:
 
     def __init__(self, options: LlmInferenceOptions, progress: Callable[[float], None] | None = None) -> None:
         started = time.perf_counter()
+        if not isinstance(options, LlmInferenceOptions):
+            raise TypeError(f"options: expected LlmInferenceOptions, got {type(options).__name__}")
         self._options = options
         with Model.open(options.model_path) as model:
             max_tokens = _max_tokens(options.max_tokens, model.architecture.context_length)
@@ -276,12 +302,12 @@ class LlmInference:
 
     def generate_stream(self, prompt: Prompt, options: LlmInferenceSessionOptions | None = None) -> Iterator[str]:
         """Do what `generate_response_stream` does for text, ids or messages, with options of its own."""
-        options = options or self._default_options
+        options = self._checked_options(options)
         return self._call(self._ids_of(prompt, options), options).increments()
 
     def astream(self, prompt: Prompt, options: LlmInferenceSessionOptions | None = None) -> AsyncGenerator[str, None]:
         """Yield the answer in increments to asyncio; closing the generator or cancelling its task ends the work."""
-        options = options or self._default_options
+        options = self._checked_options(options)
         return deliver_to_asyncio(self._callbacks, self._call(self._ids_of(prompt, options), options))
 
     def generate(self, prompt: Prompt, options: LlmInferenceSessionOptions | None = None) -> GenerationResult:
@@ -300,7 +326,9 @@ class LlmInference:
 
         Raises what is wrong with any prompt before any work; an error while generating ends the whole batch.
         """
-        options = options or self._default_options
+        if isinstance(prompts, (str, bytes, Mapping)):
+            raise TypeError(f"prompts: expected several prompts, got one {type(prompts).__name__}")
+        options = self._checked_options(options)
         num_responses = self._options.num_responses
         all_ids = [self._ids_of(prompt, options) for prompt in prompts]
         calls = (self._call(ids, options, num_responses) for ids in all_ids)
@@ -322,7 +350,7 @@ class LlmInference:
         ContextLengthError beyond `max_tokens`.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        all_ids = [self._text_ids(_checked_text(text)) for text in texts]
+        all_ids = [self._text_ids(_checked_text(text, f"texts[{i}]")) for i, text in enumerate(texts)]
         rows = np.zeros((len(texts), self._model.architecture.embedding_dim), np.float32)
         for row, ids in zip(rows, all_ids, strict=True):
             row[:] = self._engine.embed(ids, self._default_options.lora)
@@ -346,7 +374,7 @@ class LlmInference:
 
     def size_in_tokens(self, text: str) -> int:
         """Return the number of tokens of a text, the start token not counted."""
-        return len(self.tokenizer.encode(text))
+        return len(self.tokenizer.encode(_checked_text(text, "text")))
 
     @property
     def info(self) -> ModelInfo:
@@ -375,17 +403,29 @@ class LlmInference:
 
     def _ids_of(self, prompt: Prompt, options: LlmInferenceSessionOptions) -> list[int]:
         """Return the context that a prompt makes, checked to leave room for an answer."""
+        if isinstance(prompt, (bytes, bytearray, Mapping)) or not hasattr(prompt, "__len__"):
+            raise TypeError(f"prompt: expected a str, token ids or messages, got {type(prompt).__name__}")
         if isinstance(prompt, str):
             turns = self._templates(options)
             ids = self._text_ids(
                 turns.session_prefix + turns.user.prefix + prompt + turns.user.suffix + turns.model.prefix
             )
         elif len(prompt) and isinstance(prompt[0], Mapping):
-            ids = self._checked_by_model(self.chat_format.encode(cast("Sequence[Message]", prompt)))
+            messages = cast("Sequence[Message]", prompt)
+            ids = self._checked_by_model(self.chat_format.encode(messages))
+            if messages[-1]["role"] in ("assistant", "model"):
+                raise ValueError("messages: the last is the model's own: expected one of the user")
         else:
             ids = _checked_ids(cast("Sequence[int]", prompt), self._model.architecture.vocab_size)
         self._engine.check_room(len(ids))
         return ids
+
+    def _checked_options(self, options: LlmInferenceSessionOptions | None) -> LlmInferenceSessionOptions:
+        if options is None:
+            return self._default_options
+        if not isinstance(options, LlmInferenceSessionOptions):
+            raise TypeError(f"options: expected LlmInferenceSessionOptions, got {type(options).__name__}")
+        return options
 
     def _templates(self, options: LlmInferenceSessionOptions) -> PromptTemplates:
         return self._model.prompt_templates if options.prompt_templates is None else options.prompt_templates
@@ -453,22 +493,34 @@ def _max_tokens(wanted: int | None, built_in: int) -> int:
 
 
 def _checked_ids(ids: Sequence[int], vocab_size: int) -> list[int]:
-    checked = [int(i) for i in ids]
-    for i in checked:
-        if not 0 <= i < vocab_size:
+    checked = []
+    for i in ids:
+        try:
+            checked.append(index(i))  # what is no integer, 1.5 or "7", is not made one
+        except TypeError:
+            raise TypeError(f"ids: expected integers, got {i!r:.80}") from None
+        if not 0 <= checked[-1] < vocab_size:
             raise ValueError(f"ids: expected 0 to {vocab_size - 1}, got {i}")
     return checked
 
 
-def _checked_text(prompt: object) -> str:
-    if not isinstance(prompt, str):
-        raise TypeError(f"prompt: expected a str, got {type(prompt).__name__}")
-    return prompt
+def _checked_text(text: object, name: str = "prompt") -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: expected a str, got {type(text).__name__}")
+    return text
 
 
-def _check_integer(name: str, value: object, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name}: expected an integer of at least {at_least}, got {value!r}")
+def _check_integer(name: str, value: object, *, at_least: int, at_most: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
+    if not at_least <= int(value) <= at_most:
+        limit = f"of at least {at_least}" if at_most == math.inf else f"from {at_least} to {at_most}"
+        raise ValueError(f"{name}: expected an integer {limit}, got {value!r:.80}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r:.80}")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -18,7 +18,7 @@ from hearthlm.answer import (
     deliver_to_future,
     run_calls,
 )
-from hearthlm.errors import SessionBusyError, SessionFileError
+from hearthlm.errors import SessionFileError
 from hearthlm.llm_inference import LlmInference, LlmInferenceSessionOptions
 
 
@@ -33,7 +33,7 @@ class LlmInferenceSession:
 
     def __init__(self, llm: LlmInference, options: LlmInferenceSessionOptions | None = None) -> None:
         self._llm = llm
-        self._options = options or llm._default_options
+        self._options = llm._checked_options(options)
         self._session = llm._new_session(self._options)
         self._chunks: list[str] = []  # of the user's turn, not in the context yet
         self._messages: list[dict[str, Any]] = []
@@ -69,7 +69,7 @@ class LlmInferenceSession:
             raise TypeError(f"text: expected a str, got {type(text).__name__}")
         if self._messages:
             raise ValueError("this context grows by messages: use add_message, or a session of its own")
-        self._check_free()
+        self._session.check_free()
         self._chunks.append(text)
         try:
             self._llm._engine.check_room(len(self._context()))
@@ -85,7 +85,7 @@ class LlmInferenceSession:
         """
         if self._chunks or (self._session.ids and not self._messages):
             raise ValueError("this context grows by text: use add_query_chunk, or a session of its own")
-        self._check_free()
+        self._session.check_free()
         message = {"role": role, "content": content}
         ids = self._llm.chat_format.encode([*self._messages, message])
         self._llm._engine.check_room(len(ids))
@@ -167,7 +167,7 @@ class LlmInferenceSession:
         self._messages = [dict(message) for message in messages]
 
     def close(self) -> None:
-        """End what is under way and give the memory back; later calls raise SessionBusyError."""
+        """End what is under way and give the memory back; later calls raise SessionBusyError, another close nothing."""
         self._session.close()
 
     def __enter__(self) -> LlmInferenceSession:
@@ -179,7 +179,7 @@ class LlmInferenceSession:
         self.close()
 
     def _call(self, num_responses: int = 1) -> Call:
-        self._check_free()
+        self._session.check_free()
         self._llm._engine.check_room(len(self._context()))  # refused by the call, not by the first increment
         return self._llm._call_in(
             self._session, self._context, self._options, num_responses, on_end=self._on_answer_ended
@@ -207,10 +207,6 @@ class LlmInferenceSession:
             self._messages.append({"role": "assistant", "content": answer.text})
         else:
             self._chunks = []
-
-    def _check_free(self) -> None:
-        if self._session.is_busy:
-            raise SessionBusyError("the session is still answering an earlier call, or is closed")
 
 
 def _are_texts(values: object) -> TypeGuard[list[str]]:

@@ -21,16 +21,20 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     After any exception, KeyboardInterrupt included, whatever `path` was before is untouched and nothing is left over.
     On Linux the file has no name until it is whole, so that a process that is killed leaves nothing either; elsewhere,
     and on file systems that cannot do that, it has another name in the same folder. A file that is mapped keeps its
-    bytes when it is replaced so.
+    bytes when it is replaced so. Raises Python's own errors, which name `path`, where it cannot be
+    made.
     """
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target}: expected the name of a file, got a folder")
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
-    descriptor = _open_nameless(target.parent)
-    is_nameless = descriptor is not None
-    if descriptor is None:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        descriptor = _open_nameless(target.parent)
+        is_nameless = descriptor is not None
+        if descriptor is None:
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(target)) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

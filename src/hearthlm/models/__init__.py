@@ -28,8 +28,17 @@ FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 
 _BY_CONFIG_TYPE = {name: family for family in FAMILIES.values() for name in family.config_types}
 
-# Models of text and images: their text part lies in `text_config`, its tensors under another prefix.
-_WITH_TEXT_PART = {"gemma3": "gemma3_text"}
+# Models of text and images: their text part lies in `text_config`, its tensors under another prefix. The fields beside
+# it say how images become tokens.
+_TEXT_PARTS = {"gemma3": "gemma3_text"}
+_OF_OTHER_PARTS = (
+    "text_config",
+    "vision_config",
+    "boi_token_index",
+    "eoi_token_index",
+    "image_token_index",
+    "mm_tokens_per_image",
+)
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[Family, Architecture]:
@@ -37,16 +46,24 @@ def read_config(config: Mapping[str, Any]) -> tuple[Family, Architecture]:
 
     Raises UnsupportedModelError, naming the field, for what is not known or would change the result.
     """
-    model_type = config.get("model_type")
     where = "config.json"
-    if model_type in _WITH_TEXT_PART and isinstance(config.get("text_config"), dict):
-        model_type = config["text_config"].get("model_type") or _WITH_TEXT_PART[str(model_type)]
-        config, where = config["text_config"], "config.json: text_config"
-    family = _BY_CONFIG_TYPE.get(str(model_type))
+    model_type = str(config.get("model_type"))
+    if model_type in _TEXT_PARTS:
+        text_type, text = _TEXT_PARTS[model_type], config.get("text_config")
+        if not isinstance(text, dict):
+            raise UnsupportedModelError(f"{where}: text_config: expected an object, got {text!r:.80}")
+        outer = ConfigFields(config, where)
+        outer.require("tie_word_embeddings", text.get("tie_word_embeddings", True))
+        for name in _OF_OTHER_PARTS:
+            outer.get(name)
+        outer.finish()
+        config, where = {"model_type": text_type, **text}, f"{where}: text_config"
+        ConfigFields(config, where).require("model_type", text_type)
+        model_type = text_type
+    family = _BY_CONFIG_TYPE.get(model_type)
     if family is None:
-        raise UnsupportedModelError(
-            f"{where}: model_type {model_type!r} is not supported; known: {', '.join(sorted(_BY_CONFIG_TYPE))}"
-        )
+        known = ", ".join(sorted({*_BY_CONFIG_TYPE, *_TEXT_PARTS}))
+        raise UnsupportedModelError(f"{where}: model_type {model_type!r} is not supported; known: {known}")
     fields = ConfigFields(config, where)
     architecture = family.read_config(fields)
     fields.finish()

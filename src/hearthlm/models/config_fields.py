@@ -74,6 +74,12 @@ class ConfigFields:
             raise self._refuse(name, "a positive integer", value)
         return value
 
+    def optional_positive(self, name: str, default_if_absent: int | None = None) -> int | None:
+        """Return the positive integer; null means None, an absent field the default."""
+        if name not in self._config:
+            return default_if_absent
+        return None if self.get(name) is None else self.positive(name)
+
     def divisor(self, name: str, of: int, default: int) -> int:
         """Return a positive integer that divides `of`."""
         value = self.positive(name, default)
@@ -144,7 +150,7 @@ class ConfigFields:
         `default_partial` is the part of the head that turns where the config does not say it; None: all, always.
         """
         theta = self.number("rope_theta", default_base)
-        scaling, parameters = self.get("rope_scaling"), self.get("rope_parameters")
+        scaling, parameters = self._rope_objects()
         partial = 1.0
         if default_partial is not None:
             partial = self.number("partial_rotary_factor", default_partial)
@@ -157,7 +163,7 @@ class ConfigFields:
         """Read (global, local) rotary parameters in either schema."""
         base_global = self.number("rope_theta", default_global)
         base_local = self.number("rope_local_base_freq", default_local)
-        scaling, parameters = self.get("rope_scaling"), self.get("rope_parameters")
+        scaling, parameters = self._rope_objects()
         if parameters is None:
             return self._rope("rope_scaling", scaling, rotary_dim, base_global), Rope(base_local, rotary_dim)
         if not isinstance(parameters, dict) or set(parameters) - {"full_attention", "sliding_attention"}:
@@ -167,6 +173,13 @@ class ConfigFields:
             self._rope("rope_parameters.full_attention", full, rotary_dim, base_global),
             self._rope("rope_parameters.sliding_attention", sliding, rotary_dim, base_local),
         )
+
+    def _rope_objects(self) -> tuple[Any, Any]:
+        """Return (rope_scaling, rope_parameters), of which one config has one."""
+        scaling, parameters = self.get("rope_scaling"), self.get("rope_parameters")
+        if scaling and parameters and scaling != parameters:
+            raise self._refuse("rope_scaling", "nothing, or the same, beside rope_parameters", scaling)
+        return scaling, parameters
 
     def _rope(self, name: str, parameters: Any, rotary_dim: int, default_base: float, partial: float = 1.0) -> Rope:
         if parameters is None:

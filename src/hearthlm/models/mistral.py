@@ -18,8 +18,8 @@ def _read_config(fields: ConfigFields) -> Architecture:
         max_position_embeddings=131072,
     )
     norm = Norm("rms", fields.number("rms_norm_eps", 1e-6))
-    window = fields.optional_number("sliding_window", 4096)  # null since version 0.2: no window
-    layer = Layer(None if window is None else int(window), fields.rope(sizes["head_dim"], 10000.0))
+    window = fields.optional_positive("sliding_window", 4096)  # null since version 0.2: no window
+    layer = Layer(window, fields.rope(sizes["head_dim"], 10000.0))
     return Architecture(
         family="mistral",
         layers=(layer,) * fields.num_layers(default=32),

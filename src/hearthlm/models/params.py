@@ -120,6 +120,10 @@ class Architecture:
             raise UnsupportedModelError(
                 f"activation: expected one of {', '.join(get_args(Activation))}, got {self.activation!r}"
             )
+        for field in dataclasses.fields(self):
+            norm = getattr(self, field.name)
+            if isinstance(norm, Norm) and not norm.eps >= 0:
+                raise UnsupportedModelError(f"{field.name}: expected an eps of at least 0, got {norm.eps}")
         for name in ("attention_soft_cap", "final_soft_cap"):
             cap = getattr(self, name)
             if cap is not None and not cap > 0:
@@ -136,6 +140,14 @@ class Architecture:
                 raise UnsupportedModelError(
                     f"layers[{i}].rope: expected an even rotary_dim in 2..{self.head_dim} and positive numbers, "
                     f"got {layer.rope}"
+                )
+            scaling = None if layer.rope is None else layer.rope.llama3
+            if scaling is not None and not (
+                scaling.factor > 0 and 0 < scaling.low_frequency_factor < scaling.high_frequency_factor
+            ):
+                raise UnsupportedModelError(
+                    f"layers[{i}].rope: expected a positive factor and 0 < low_freq_factor < high_freq_factor, "
+                    f"got {scaling}"
                 )
 
     @property

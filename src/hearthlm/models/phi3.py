@@ -21,8 +21,7 @@ def _read_config(fields: ConfigFields) -> Architecture:
     fields.require("mlp_bias", False)
     fields.get("original_max_position_embeddings")  # said for longrope, which `rope` refuses
     norm = Norm("rms", fields.number("rms_norm_eps", 1e-5))
-    window = None if fields.get("sliding_window") is None else fields.positive("sliding_window")
-    layer = Layer(window, fields.rope(sizes["head_dim"], 10000.0, 1.0))
+    layer = Layer(fields.optional_positive("sliding_window"), fields.rope(sizes["head_dim"], 10000.0, 1.0))
     return Architecture(
         family="phi3",
         layers=(layer,) * fields.num_layers(default=32),

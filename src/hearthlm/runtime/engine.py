@@ -6,6 +6,8 @@ A step takes one row from each sequence that is decoding and a chunk from those 
 
 from __future__ import annotations
 
+import atexit
+import os
 import queue
 import sys
 import threading
@@ -135,10 +137,16 @@ class Generation(_Work):
         raise event
 
     def join(self) -> None:
-        """Wait until the scheduler has let go of the state; ids that were not taken are lost."""
+        """Wait until the scheduler has let go of the state, then pass on an interrupt that came; other ids are lost."""
+        interrupt: KeyboardInterrupt | None = None
         # At the end of the process the scheduler's thread is frozen already and would never answer.
         while self.finished is None and not self._failed and not sys.is_finalizing():
-            self.take()
+            try:
+                self.take()
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def wanted(self, num_ids: int) -> Wanted:
         return "last" if num_ids == len(self.pending) else "none"
@@ -233,12 +241,16 @@ class _Awaited(_Work):
 
     def wait(self) -> None:
         """Wait for the end; interrupted, wait only until the scheduler has let go of the state."""
-        try:
-            error = self._done.get()
-        except BaseException:
-            self.cancel()
-            self._done.get()
-            raise
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                error = self._done.get()
+                break
+            except KeyboardInterrupt as raised:
+                interrupt = raised
+                self.cancel()
+        if interrupt is not None:
+            raise interrupt
         if error is not None:
             raise error
 
@@ -314,27 +326,22 @@ class Engine:
     def __init__(self, executor: Executor, *, max_tokens: int, prefix_cache_bytes: int = 0) -> None:
         self.executor = executor
         self.max_tokens = max_tokens
-        self._prefix_cache_bytes = prefix_cache_bytes
-        self._prefixes: dict[str, PrefixCache] = {}  # by the digest of the adapter
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self._lock = threading.Lock()
         self._incoming: list[_Work] = []
         self._thread: threading.Thread | None = None
+        self._process = 0  # that the thread belongs to
         self._closed = False
 
     def new_state(self, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> State:
         """Return a state for a text that begins with `ids`: empty, or one that has seen a part of them before."""
-        known = self._known_prefixes(adapter).take(ids) if ids else None
+        known = self._prefixes.take(ids, "" if adapter is None else adapter.digest) if ids else None
         return known or self.executor.new_state(adapter)
 
     def keep_state(self, ids: Sequence[int], state: State, adapter: LoraAdapter | None = None) -> None:
-        """Remember what `state` has computed for the beginning of `ids`, within the budget (of each adapter)."""
+        """Remember what `state` has computed for the beginning of `ids`, within the budget."""
         if not self._closed:
-            self._known_prefixes(adapter).keep(ids, state)
-
-    def _known_prefixes(self, adapter: LoraAdapter | None) -> PrefixCache:
-        with self._lock:
-            digest = "" if adapter is None else adapter.digest
-            return self._prefixes.setdefault(digest, PrefixCache(self._prefix_cache_bytes))
+            self._prefixes.keep(ids, state, "" if adapter is None else adapter.digest)
 
     def check_room(self, num_tokens: int) -> None:
         """Raise ContextLengthError unless a context of `num_tokens` has room for one more."""
@@ -425,8 +432,7 @@ class Engine:
         if thread is not None:
             thread.join()
         if not was_closed:
-            for prefixes in self._prefixes.values():
-                prefixes.clear()
+            self._prefixes.clear()
             self.executor.close()
 
     def _submit(self, *work: _Work) -> None:
@@ -435,8 +441,15 @@ class Engine:
                 raise EngineClosedError("the model is closed")
             self._incoming.extend(work)
             if self._thread is None:
+                self._process = os.getpid()
+                atexit.register(self._end_with_process)
                 self._thread = threading.Thread(target=self._run, name="hearthlm-scheduler", daemon=True)
                 self._thread.start()
+
+    def _end_with_process(self) -> None:
+        """Close at the end of the program: a thread that is in a kernel when the interpreter goes would abort it."""
+        if self._process == os.getpid():  # a forked child has no such thread
+            self.close()
 
     def _run(self) -> None:
         active: list[_Work] = []
@@ -448,6 +461,7 @@ class Engine:
                     for work in active:
                         work.cancel()
                 if not active:
+                    atexit.unregister(self._end_with_process)
                     self._thread = None
                     return
             try:

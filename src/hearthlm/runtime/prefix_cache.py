@@ -16,13 +16,14 @@ MIN_SHARED = 8  # ids; sharing fewer saves less than it costs to look after
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
+    adapter: str  # the digest of what changed the weights, "" where nothing did
     ids: NDArray[np.int64]  # as many as the state has seen
     state: State
     memory: Mapping[int, int]
 
-    def num_shared(self, ids: NDArray[np.int64]) -> int:
-        """Count the ids from the first on that are the same in `ids`."""
-        count = min(len(self.ids), len(ids))
+    def num_shared(self, ids: NDArray[np.int64], adapter: str) -> int:
+        """Count the ids from the first on that are the same in `ids` and were computed with the same adapter."""
+        count = min(len(self.ids), len(ids)) if adapter == self.adapter else 0
         different = self.ids[:count] != ids[:count]
         first = int(different.argmax()) if count else 0
         return first if count and different[first] else count
@@ -65,7 +66,7 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def take(self, ids: Sequence[int]) -> State | None:
+    def take(self, ids: Sequence[int], adapter: str = "") -> State | None:
         """Return a state that has seen as much of the beginning of `ids` as is known, at most all but the last.
 
         It belongs to the caller. None where nothing is known, or fewer than 8 ids (unless those are all but the last).
@@ -73,7 +74,9 @@ class PrefixCache:
         wanted = np.asarray(ids, dtype=np.int64)
         fewest = max(1, min(MIN_SHARED, len(wanted) - 1))
         with self._lock:
-            shared = [(min(entry.num_shared(wanted), len(wanted) - 1), i) for i, entry in enumerate(self._entries)]
+            shared = [
+                (min(entry.num_shared(wanted, adapter), len(wanted) - 1), i) for i, entry in enumerate(self._entries)
+            ]
             for length, i in sorted(shared, reverse=True):
                 if length < fewest:
                     break
@@ -83,7 +86,7 @@ class PrefixCache:
                     return fork
         return None
 
-    def keep(self, ids: Sequence[int], state: State) -> None:
+    def keep(self, ids: Sequence[int], state: State, adapter: str = "") -> None:
         """Store a fork of `state`, which has seen the first `state.length` of `ids` and stays the caller's.
 
         Entries that the new one can stand in for are dropped; nothing is stored where an entry stands in for it, or
@@ -96,12 +99,12 @@ class PrefixCache:
             return
         seen = np.array(ids[: state.length], dtype=np.int64)
         with self._lock:
-            shared = [entry.num_shared(seen) for entry in self._entries]
+            shared = [entry.num_shared(seen, adapter) for entry in self._entries]
             for i, length in enumerate(shared):
                 if length == len(seen) and self._entries[i].serves(length):
                     self._entries.append(self._entries.pop(i))
                     return
-            new = _Entry(seen, state.fork(), memory)
+            new = _Entry(adapter, seen, state.fork(), memory)
             for entry, length in zip(list(self._entries), shared, strict=True):
                 if length == len(entry.ids) and new.serves(length):
                     self._remove(entry)

@@ -26,6 +26,7 @@ class Session:
         self._adapter = adapter
         self._state = engine.new_state(ids, adapter)
         self._busy = threading.Lock()
+        self._is_closed = False
         self._streams: list[IdStream] = []  # under way
         self.ids: list[int] = list(ids)
         self.last_generation: FinishedGeneration | None = None
@@ -34,6 +35,11 @@ class Session:
     def is_busy(self) -> bool:
         """Whether an answer is under way, or the session is closed."""
         return self._busy.locked()
+
+    def check_free(self) -> None:
+        """Raise SessionBusyError while the session is busy."""
+        if self.is_busy:
+            raise self._busy_error()
 
     def append(self, ids: Sequence[int]) -> None:
         """Add ids to the context; they are computed with the next generation."""
@@ -173,11 +179,14 @@ class Session:
 
     def close(self) -> None:
         """End what is under way and give the memory back; it may serve a later text that begins alike."""
+        if self._is_closed:
+            return
         for stream in self._streams[:1]:
             stream.close()
-        self._acquire()
+        self._acquire()  # for good: a closed session answers nothing
+        self._is_closed = True
         self._engine.keep_state(self.ids, self._state, self._adapter)
-        self._state.close()  # stays busy: a closed session answers nothing
+        self._state.close()
 
     @property
     def _fingerprint(self) -> str:
@@ -194,7 +203,11 @@ class Session:
 
     def _acquire(self) -> None:
         if not self._busy.acquire(blocking=False):
-            raise SessionBusyError("the session is still answering an earlier call, or is closed")
+            raise self._busy_error()
+
+    def _busy_error(self) -> SessionBusyError:
+        what = "closed" if self._is_closed else "still answering an earlier call"
+        return SessionBusyError(f"the session is {what}")
 
 
 class IdStream:
