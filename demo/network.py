@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from hearthlm.formats.weights_bin import WeightsBin
+from hearthlm.models import read_config
+from hearthlm.quantization import dequantize
 
 
 @dataclass(frozen=True)
@@ -212,13 +216,13 @@ def hugging_face_config(config: NetworkConfig) -> dict[str, object]:
     }
 
 
-def save_hugging_face(network: Network, tokenizer_model: Path, folder: Path) -> None:
+def save_hugging_face(network: Network, tokenizer: bytes, folder: Path) -> None:
     """Write config.json, model.safetensors and tokenizer.model."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(hugging_face_config(network.config), indent=2) + "\n")
     tensors = {name: tensor.detach().float().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(tokenizer_model, folder / "tokenizer.model")
+    (folder / "tokenizer.model").write_bytes(tokenizer)
 
 
 def load_hugging_face(folder: Path) -> Network:
@@ -240,3 +244,17 @@ def load_hugging_face(folder: Path) -> Network:
     network.load_state_dict(load_file(folder / "model.safetensors"))
     network.eval()
     return network
+
+
+def load_model_bin(path: Path) -> tuple[Network, bytes]:
+    """Read a demo model in MediaPipe's `.bin` format, of the default sizes, and its tokenizer."""
+    network, tensors = Network(NetworkConfig()), {}
+    with WeightsBin.open(path) as file:
+        family, architecture = read_config(hugging_face_config(network.config))
+        for spec in family.tensors(architecture):
+            name, size = spec.bin_names[0], spec.shape[0]
+            is_matrix = len(spec.shape) == 2
+            values = dequantize(file.matrix(name, (size, spec.shape[1]))) if is_matrix else file.vector(name, size)
+            tensors[spec.checkpoint_name] = torch.from_numpy(np.array(values))
+        network.load_state_dict(tensors)
+        return network, file.tokenizer or b""

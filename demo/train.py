@@ -22,14 +22,10 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from network import Network, NetworkConfig, hugging_face_config, packed_mask, save_hugging_face
+from network import Network, NetworkConfig, load_model_bin, packed_mask, save_hugging_face
 from text_generator import Turn, write_conversation
 from torch import Tensor
 from train_tokenizer import TURN_END, TURN_START, train_tokenizer
-
-from hearthlm.formats.weights_bin import WeightsBin
-from hearthlm.models import read_config
-from hearthlm.quantization import dequantize
 
 ROWS, LENGTH = 24, 256
 MUON_RATE, ADAM_RATE, WARM_UP_STEPS = 0.02, 4e-3, 60
@@ -94,20 +90,6 @@ def _produce(queue: Queue[tuple[np.ndarray, np.ndarray, np.ndarray]], seed: int,
         queue.put(batch)
 
 
-def start_from(network: Network, model_bin: Path, tokenizer_model: Path) -> None:
-    """Take the weights and the tokenizer of an earlier demo model."""
-    with WeightsBin.open(model_bin) as file:
-        family, architecture = read_config(hugging_face_config(network.config))
-        tensors = {}
-        for spec in family.tensors(architecture):
-            name, size = spec.bin_names[0], spec.shape[0]
-            is_matrix = len(spec.shape) == 2
-            values = dequantize(file.matrix(name, (size, spec.shape[1]))) if is_matrix else file.vector(name, size)
-            tensors[spec.checkpoint_name] = torch.from_numpy(np.array(values))
-        network.load_state_dict(tensors)
-        tokenizer_model.write_bytes(file.tokenizer or b"")
-
-
 def prompt_weight(progress: float) -> float:
     """Return the weight of a prompt's tokens in the loss at a share of the training time."""
     settled = min(1.0, progress / PROMPT_WEIGHT_SETTLES_AT)
@@ -130,7 +112,8 @@ def train(folder: Path, minutes: float, first_model: Path | None = None) -> None
     tokenizer_model, checkpoint = folder / "tokenizer.model", folder / "checkpoint.pt"
     network = Network(NetworkConfig())
     if first_model is not None and not checkpoint.exists():
-        start_from(network, first_model, tokenizer_model)
+        network, tokenizer = load_model_bin(first_model)
+        tokenizer_model.write_bytes(tokenizer)
     if not tokenizer_model.exists():
         train_tokenizer(tokenizer_model)
     matrices = [p for name, p in network.named_parameters() if p.dim() == 2 and "embed" not in name]
@@ -180,14 +163,14 @@ def train(folder: Path, minutes: float, first_model: Path | None = None) -> None
         for share in EXPORT_AT:
             if progress >= share and share not in exported:
                 exported.add(share)
-                save_hugging_face(network, tokenizer_model, folder / f"export_{step}")
+                save_hugging_face(network, tokenizer_model.read_bytes(), folder / f"export_{step}")
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
             saved = time.monotonic()
             states = {"network": network.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict()}
             torch.save(states | {"step": step, "tokens": tokens, "spent": spent}, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
-            save_hugging_face(network, tokenizer_model, folder / "latest")
-    save_hugging_face(network, tokenizer_model, folder / "final")
+            save_hugging_face(network, tokenizer_model.read_bytes(), folder / "latest")
+    save_hugging_face(network, tokenizer_model.read_bytes(), folder / "final")
     print(
         json.dumps({"step": step, "seconds": round(spent), "tokens": tokens, "loss": round(smooth, 4), "done": True}),
         flush=True,

@@ -196,6 +196,10 @@ def test_an_adapter_on_quantised_weights_changes_calls_that_ask_for_it(tmp_path:
         LlmInferenceSessionOptions(lora="a path")  # type: ignore[arg-type]
 
 
+def test_settings_that_are_null_are_off(llm: LlmInference, tmp_path: Path) -> None:
+    llm.load_lora(write_adapter(tmp_path / "a", draw_adapter("gemma_mqa"), newest_variant_config=None))
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "says"),
     [

@@ -30,7 +30,8 @@ _log = logging.getLogger("hearthlm")
 _WITHOUT_EFFECT = """
 auto_mapping base_model_name_or_path fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform
 lora_dropout peft_type peft_version revision target_modules task_type qalora_group_size exclude_modules megatron_config
-megatron_core loftq_config eva_config corda_config runtime_config ensure_weight_tying arrow_config
+megatron_core loftq_config eva_config corda_config lora_ga_config velora_config runtime_config ensure_weight_tying
+arrow_config
 """
 _READ = frozenset(("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"))
 # Neutral values of what would change the result.
@@ -296,7 +297,10 @@ def _check_left_over(path: str | PathLike[str], names: set[str]) -> None:
 
 
 class _PeftSettings:
-    """Read adapter_config.json; a field that would change the result and is not understood is refused by name."""
+    """Read adapter_config.json; a field that would change the result and is not understood is refused by name.
+
+    A field that is null is as good as absent: every version of PEFT adds some, for variants that are off by default.
+    """
 
     def __init__(self, path: str | PathLike[str], config: Mapping[str, Any], alpha: float | None) -> None:
         self._path = path
@@ -312,7 +316,7 @@ class _PeftSettings:
                     raise UnsupportedModelError(f"{path}: adapter_config.json: {name}={value!r:.80} is not supported")
             elif name == "peft_type" and value != "LORA":
                 raise UnsupportedModelError(f"{path}: adapter_config.json: expected peft_type LORA, got {value!r:.80}")
-            elif name not in _WITHOUT_EFFECT.split() and name not in _READ:
+            elif value is not None and name not in _WITHOUT_EFFECT.split() and name not in _READ:
                 raise UnsupportedModelError(f"{path}: adapter_config.json: the field {name!r} is not understood")
         self._rank_pattern = self._pattern("rank_pattern")
         self._alpha_pattern = self._pattern("alpha_pattern")
