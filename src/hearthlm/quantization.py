@@ -11,7 +11,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from hearthlm.error_compensation import ErrorCompensation
+
 WeightType = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+QuantizationMethod = Literal["minmax", "mse", "mediapipe_mse", "gptq"]
 
 _STORED_AS: dict[str, type[np.generic]] = {
     "float32": np.float32,
@@ -20,6 +23,11 @@ _STORED_AS: dict[str, type[np.generic]] = {
     "int8": np.int8,
     "int4": np.uint8,
 }
+
+_BLOCK_VALUES = 1 << 16  # of a block of rows that is worked on in the cache
+_SMALLEST_SCALE = np.finfo(np.float32).tiny
+_PARTS = {8: (1.0, 0.95, 0.9, 0.8), 4: (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.42, 0.3)}  # of minmax's scale
+_NUM_FITS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,26 +92,161 @@ def dequantize(matrix: WeightMatrix, rows: slice | NDArray[np.integer[Any]] | No
     return values
 
 
-def quantize(weights: NDArray[np.float32], bits: int) -> WeightMatrix:
-    """Quantise float32 [out, in] symmetrically to 8 or 4 bits, as MediaPipe's converter does.
+def quantize(
+    weights: NDArray[np.float32],
+    bits: int,
+    *,
+    method: QuantizationMethod = "minmax",
+    symmetric: bool = True,
+    second_moments: NDArray[np.float32] | None = None,
+    compensation: ErrorCompensation | None = None,
+) -> WeightMatrix:
+    """Quantise float32 [out, in] to 8 or 4 bits, each row alone: a panel of rows gives what the whole matrix gives.
 
-    scale = max|row| / (2^(bits-1) - 1), 1 for a row of zeros; q = round half to even. Raises ValueError for a
+    "minmax" and "mediapipe_mse" (its `use_mse_quant`) are the arithmetic of MediaPipe's converter; `symmetric=False`,
+    for minmax only, adds zero points. "mse" searches the scale with the least squared error of each row, that of column
+    i weighted by `second_moments[i]`, float32 [in], the mean square of the i-th input, if given. "gptq" rounds with
+    the `compensation` of the matrix's inputs, the scales found by "mse".
+    Rows of zeros, and rows so small that their scale would be no normal float32, get scale 1. Raises ValueError for a
     value that is not finite.
     """
     if bits not in (4, 8):
         raise ValueError(f"bits: expected 4 or 8, got {bits}")
-    highest = np.float32(2 ** (bits - 1) - 1)
-    bound = np.max(np.abs(weights), axis=1, initial=0.0)
-    if not np.all(np.isfinite(bound)):
-        row = int(np.argmin(np.isfinite(bound)))
-        raise ValueError(f"weights: row {row} holds a value that is not finite")
-    scales = (bound / highest).astype(np.float32)
-    scales[scales == 0] = 1.0
-    q = np.clip(np.rint(weights / scales[:, None]), -highest - 1, highest).astype(np.int8)
+    if method not in get_args(QuantizationMethod):
+        raise ValueError(f"method: expected one of {', '.join(get_args(QuantizationMethod))}, got {method!r}")
+    if not symmetric and method != "minmax":
+        raise ValueError(f"symmetric: expected True for the method {method!r}, which has no zero points")
+    if (compensation is None) == (method == "gptq"):
+        raise ValueError(f"compensation: {'missing' if compensation is None else 'not allowed'} for {method!r}")
     out, columns = weights.shape
-    if bits == 8:
-        return WeightMatrix("int8", (out, columns), q, scales)
-    return WeightMatrix("int4", (out, columns), pack_int4(q), scales)
+    if compensation is not None and compensation.num_inputs != columns:
+        raise ValueError(f"compensation: expected one of {columns} inputs, got {compensation.num_inputs}")
+    if second_moments is not None and second_moments.shape != (columns,):
+        raise ValueError(f"second_moments: expected [{columns}], got {list(second_moments.shape)}")
+    if compensation is not None and second_moments is None:
+        second_moments = compensation.second_moments
+    bounds = np.maximum(weights.max(axis=1, initial=0.0), -weights.min(axis=1, initial=0.0))
+    if not np.all(np.isfinite(bounds)):
+        row = int(np.argmin(np.isfinite(bounds)))
+        raise ValueError(f"weights: row {row} holds a value that is not finite")
+
+    q = np.empty((out, columns), np.int8)
+    scales = np.empty(out, np.float32)
+    zero_points = None if symmetric else np.empty(out, np.float32)
+    step = max(1, _BLOCK_VALUES // max(1, columns))
+    for first in range(0, out, step):
+        rows = slice(first, first + step)
+        w = weights[rows]
+        if method == "minmax" and zero_points is None:
+            scales[rows] = _usable(bounds[rows] / np.float32(2 ** (bits - 1) - 1))
+            q[rows] = _rounded(w, scales[rows], bits)
+        elif zero_points is not None:
+            q[rows], scales[rows], zero_points[rows] = _asymmetric(w, bits)
+        elif method == "mediapipe_mse":
+            q[rows], scales[rows] = _scaled_by_rms(w, bits)
+        else:
+            scales[rows] = _search_scales(w, bounds[rows], bits, second_moments)
+            if compensation is None:
+                q[rows] = _rounded(w, scales[rows], bits)
+    if compensation is not None:
+        q = compensation.round(weights, scales, lowest=-(2 ** (bits - 1)), highest=2 ** (bits - 1) - 1)
+    stored = q if bits == 8 else pack_int4(q)
+    return WeightMatrix("int8" if bits == 8 else "int4", (out, columns), stored, scales, zero_points)
+
+
+def _usable(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Replace zeros, and scales whose reciprocal may overflow, by 1."""
+    scales[scales < _SMALLEST_SCALE] = 1.0
+    return scales
+
+
+def _rounded(w: NDArray[np.float32], scales: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    q = w / scales[:, None]
+    np.rint(q, out=q)
+    return np.clip(q, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, out=q)
+
+
+def _asymmetric(
+    w: NDArray[np.float32], bits: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return q, scales and zero points: scale = (max - min) / (2^bits - 1), zero point = -2^(bits-1) - min / scale.
+
+    The converter rounds with this zero point and stores (zero point * scale) / scale, which may differ by an ulp.
+    """
+    lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    least, greatest = w.min(axis=1, initial=np.inf), w.max(axis=1, initial=-np.inf)
+    with np.errstate(over="ignore"):
+        scales = _usable((greatest - least) / np.float32(2**bits - 1))
+    if not np.all(np.isfinite(scales)):
+        raise ValueError("weights: the difference of two values of a row is no finite float32")
+    zero_points = np.float32(lowest) - least / scales
+    q = w / scales[:, None]
+    q += zero_points[:, None]
+    np.rint(q, out=q)
+    np.clip(q, lowest, highest, out=q)
+    return q, scales, zero_points * scales / scales
+
+
+def _scaled_by_rms(w: NDArray[np.float32], bits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return q in [-(2^(bits-1) - 1), 2^(bits-1) - 1] and scales = m * rms(row) + 1e-12.
+
+    The squares are summed one after the other, as the converter does; only so are its scales met to the last bit.
+    """
+    multiplier = {8: np.float32(0.05408), 4: np.float32(0.37755)}[bits]
+    highest = np.float32(2 ** (bits - 1) - 1)
+    mean = np.cumsum(np.square(w), axis=1, dtype=np.float32)[:, -1] / np.float32(w.shape[1])
+    scales = multiplier * np.sqrt(mean) + np.float32(1e-12)
+    q = w / scales[:, None]
+    q += highest
+    np.rint(q, out=q)
+    np.clip(q, 0, 2 * highest, out=q)
+    q -= highest
+    return q, scales
+
+
+def _search_scales(
+    w: NDArray[np.float32], bounds: NDArray[np.float32], bits: int, second_moments: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """Return for each row the scale with the least squared error among those tried, that of minmax included.
+
+    Tried are parts of minmax's scale, and then, from the best of them, the scale that fits the rounded values best
+    (least squares), a few times over: rounding anew and fitting anew can only get better.
+    """
+    scales = _usable(bounds / np.float32(2 ** (bits - 1) - 1))
+    root = None if second_moments is None else np.sqrt(second_moments, dtype=np.float32)
+    best, least = scales.copy(), np.full(len(w), np.inf, np.float32)
+    buffer, residual = np.empty_like(w), np.empty_like(w)
+
+    def try_scales(tried: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Note where `tried` is better and return the scale that fits its rounded values."""
+        nonlocal best, least
+        q = np.multiply(w, (np.float32(1) / tried)[:, None], out=buffer)
+        np.rint(q, out=q)
+        np.clip(q, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, out=q)
+        np.multiply(q, tried[:, None], out=residual)
+        np.subtract(w, residual, out=residual)
+        if root is not None:
+            np.multiply(residual, root, out=residual)
+            np.multiply(q, root, out=q)
+        error = np.einsum("ij,ij->i", residual, residual)
+        is_better = error < least
+        least = np.where(is_better, error, least)
+        best = np.where(is_better, tried, best)
+        # Of the residual, not of w: where all is rounded well the correction is small and its rounding too.
+        size = np.einsum("ij,ij->i", q, q)
+        correction = np.einsum("ij,ij->i", residual, q) / np.maximum(size, np.float32(1e-30))
+        return _usable_or(tried + correction, tried)
+
+    for part in _PARTS[bits]:
+        try_scales(_usable_or(scales * np.float32(part), scales))
+    fitted = try_scales(best)
+    for _ in range(_NUM_FITS):
+        fitted = try_scales(fitted)
+    return best
+
+
+def _usable_or(scales: NDArray[np.float32], otherwise: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(scales >= _SMALLEST_SCALE, scales, otherwise)
 
 
 def pack_int4(q: NDArray[np.int8]) -> NDArray[np.uint8]:
