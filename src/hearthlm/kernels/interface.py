@@ -126,3 +126,14 @@ class Kernels(Protocol):
     def log_softmax_at(self, logits: Floats, ids: NDArray[np.int32], pool: ThreadPool) -> Floats:
         """Return the log-probability of ids[i] in row i of logits [m, v], [m]. Raises ValueError for an id outside."""
         ...
+
+    def round_compensated(
+        self, w: Floats, factor: Floats, scales: Floats, lowest: int, highest: int, pool: ThreadPool
+    ) -> NDArray[np.int8]:
+        """Return w / scales rounded to integers in [lowest, highest], [m, k], each column making up for those before it.
+
+        Column by column, q = round half to even of the clipped w / scales; then (w - q * scales) / factor[j, j], times
+        factor[j, c], is taken from every later column c (GPTQ, Frantar et al. 2022). `factor` is upper triangular
+        [k, k] with a positive diagonal, `scales` positive [m].
+        """
+        ...
