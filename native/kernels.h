@@ -93,9 +93,10 @@ struct Kernels {
   void (*log_softmax_at)(const float* logits, int64_t m, int64_t v, const int32_t* ids, float* y, ThreadPool& pool);
 
   // q [m, k] = w [m, k] / scales [m], column by column: each is clipped to [lowest, highest], integers, and rounded half
-  // to even; its error over u[j, j], times u[j, c], is taken from every later column c. u is [k, k], upper triangular.
+  // to even; its error over u[j, j], times u[j, c], is taken from every later column c, and its square added to the row's loss.
+  // u is [k, k], upper triangular.
   void (*round_compensated)(const float* w, int64_t m, int64_t k, const float* u, const float* scales, float lowest,
-                            float highest, int8_t* q, ThreadPool& pool);
+                            float highest, int8_t* q, float* losses, ThreadPool& pool);
 };
 
 // The instruction sets that this build has and this CPU runs, best first; name(i) is null past the last.

@@ -14,6 +14,7 @@ struct RoundJob {
   const float *u, *scales;
   float lowest, highest;
   int8_t* q;
+  float* losses;
   ThreadPool& pool;
 };
 
@@ -41,7 +42,7 @@ void round_tile(const void* context, int64_t begin, int64_t end, int worker) {
   const RoundJob& job = *static_cast<const RoundJob*>(context);
   int64_t rows = end - begin, k = job.k;
   float* tile = static_cast<float*>(job.pool.scratch(worker, 0, k * kTileRows * 4));  // [k, kTileRows]
-  float scales[kTileRows], errors[kBlock * kTileRows];
+  float scales[kTileRows], errors[kBlock * kTileRows], losses[kTileRows] = {};
   for (int64_t r = 0; r < kTileRows; r++) {
     scales[r] = r < rows ? job.scales[begin + r] : 1.0f;
     for (int64_t c = 0; c < k; c++) tile[c * kTileRows + r] = r < rows ? job.w[(begin + r) * k + c] : 0.0f;
@@ -54,7 +55,9 @@ void round_tile(const void* context, int64_t begin, int64_t end, int worker) {
         Vec value = load(tile + j * kTileRows + v * kLanes), scale = load(scales + v * kLanes);
         Vec clipped = min_of(max_of(value / scale, broadcast(job.lowest)), broadcast(job.highest));
         IntVec q = round_to_int(clipped);
-        store(error + v * kLanes, (value - __builtin_convertvector(q, Vec) * scale) / job.u[j * k + j]);
+        Vec e = (value - __builtin_convertvector(q, Vec) * scale) / job.u[j * k + j];
+        store(error + v * kLanes, e);
+        store(losses + v * kLanes, load(losses + v * kLanes) + e * e);
         for (int64_t lane = 0; lane < kLanes && v * kLanes + lane < rows; lane++) {
           job.q[(begin + v * kLanes + lane) * k + j] = static_cast<int8_t>(q[lane]);
         }
@@ -67,11 +70,12 @@ void round_tile(const void* context, int64_t begin, int64_t end, int worker) {
     }
     for (; c < k; c++) carry<1>(tile + c * kTileRows, errors, job.u + first * k + c, k, last - first);
   }
+  memcpy(job.losses + begin, losses, static_cast<size_t>(rows) * sizeof(float));
 }
 
 void round_compensated(const float* w, int64_t m, int64_t k, const float* u, const float* scales, float lowest,
-                       float highest, int8_t* q, ThreadPool& pool) {
-  RoundJob job{w, k, u, scales, lowest, highest, q, pool};
+                       float highest, int8_t* q, float* losses, ThreadPool& pool) {
+  RoundJob job{w, k, u, scales, lowest, highest, q, losses, pool};
   pool.run(m, kTileRows, round_tile, &job);
 }
 

@@ -561,24 +561,38 @@ def test_compensated_rounding_equals_the_reference_bit_for_bit(
         w, scales = floats(rng, m, columns), misaligned(rng.uniform(0.01, 0.3, m).astype(np.float32))
         u = factor(rng, columns)
         got = k.round_compensated(w, u, scales, lowest, highest, pool)
-        assert_same_bits(got, reference.round_compensated(w, u, scales, lowest, highest, pool))
+        expected = reference.round_compensated(w, u, scales, lowest, highest, pool)
+        assert_same_bits(got[0], expected[0])
+        assert_same_bits(got[1], expected[1])
 
 
 def test_compensated_rounding_of_a_row_does_not_depend_on_the_other_rows(
     k: Kernels, pool: ThreadPool, rng: np.random.Generator
 ) -> None:
     w, scales, u = floats(rng, 90, 50), np.full(90, 0.2, np.float32), factor(rng, 50)
-    whole = k.round_compensated(w, u, scales, -8, 7, pool)
+    whole, losses = k.round_compensated(w, u, scales, -8, 7, pool)
     for begin, end in ((0, 1), (1, 34), (34, 90)):
         rows = np.ascontiguousarray(w[begin:end])
-        assert_same_bits(k.round_compensated(rows, u, scales[begin:end], -8, 7, pool), whole[begin:end])
+        q, loss = k.round_compensated(rows, u, scales[begin:end], -8, 7, pool)
+        assert_same_bits(q, whole[begin:end])
+        assert_same_bits(loss, losses[begin:end])
+
+
+def test_the_loss_of_compensated_rounding_is_the_error_that_inputs_would_see(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    w, scales, u = floats(rng, 5, 20), np.full(5, 0.2, np.float32), np.triu(factor(rng, 20))
+    q, losses = k.round_compensated(w, u, scales, -8, 7, pool)
+    error = (w - q * scales[:, None]).astype(np.float64)
+    moments = np.linalg.inv(u.astype(np.float64).T @ u)
+    np.testing.assert_allclose(losses, np.einsum("ri,ij,rj->r", error, moments, error), rtol=1e-3)
 
 
 def test_rounding_with_a_diagonal_factor_is_plain_rounding(
     k: Kernels, pool: ThreadPool, rng: np.random.Generator
 ) -> None:
     w = np.array([[0.5, 1.5, 2.5, -0.5, -9.0, 9.0, 0.0]], np.float32)
-    q = k.round_compensated(w, np.eye(7, dtype=np.float32), np.ones(1, np.float32), -8, 7, pool)
+    q, _ = k.round_compensated(w, np.eye(7, dtype=np.float32), np.ones(1, np.float32), -8, 7, pool)
     assert q.tolist() == [[0, 2, 2, 0, -8, 7, 0]]
 
 
@@ -616,14 +630,14 @@ def test_both_refuse_what_does_not_fit(k: Kernels, pool: ThreadPool, rng: np.ran
         with pytest.raises(ValueError, match="key_bias"):
             kernel.attention(q, batch, 0, 2, 1.0, 0.0, 0, floats(rng, 4, 1), pool)
         u, scales = np.eye(8, dtype=np.float32), np.ones(2, np.float32)
-        for bad, match in (
-            ((x[0], u, scales, -8, 7), "w:"),
-            ((x, u[:7], scales, -8, 7), "factor"),
-            ((x, u, scales[:1], -8, 7), "scales"),
-            ((x, u, scales, -129, 7), "lowest"),
+        for rows, factors, steps, lowest, match in (
+            (x[0], u, scales, -8, "w:"),
+            (x, u[:7], scales, -8, "factor"),
+            (x, u, scales[:1], -8, "scales"),
+            (x, u, scales, -129, "lowest"),
         ):
             with pytest.raises(ValueError, match=match):
-                kernel.round_compensated(*bad, pool)
+                kernel.round_compensated(rows, factors, steps, lowest, 7, pool)
 
 
 def test_nothing_is_computed_from_no_rows(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
@@ -636,7 +650,7 @@ def test_nothing_is_computed_from_no_rows(k: Kernels, pool: ThreadPool, rng: np.
         assert kernel.rms_norm(x, np.ones(8, np.float32), 1e-6, pool).shape == (0, 8)
         assert kernel.embed_rows(np.empty(0, np.int32), matrix(rng, "int8", 3, 8), 1.0).shape == (0, 8)
         u, scales = np.eye(8, dtype=np.float32), np.empty(0, np.float32)
-        assert kernel.round_compensated(x, u, scales, -8, 7, pool).shape == (0, 8)
+        assert kernel.round_compensated(x, u, scales, -8, 7, pool)[0].shape == (0, 8)
         nothing = Sequences([], 1).batch([])
         q = np.empty((0, 4, HEAD_DIM), np.float32)
         kernel.kv_append(q, q, nothing, 0)

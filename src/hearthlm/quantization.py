@@ -91,14 +91,14 @@ def dequantize(matrix: WeightMatrix, rows: slice | NDArray[np.integer[Any]] | No
 
 
 class Compensation(Protocol):
-    """Round a matrix so that later columns make up for the errors of earlier ones; see runtime/error_compensation.py."""
+    """Round so that later columns make up for errors of earlier ones; see runtime/error_compensation.py."""
 
     second_moments: NDArray[np.float32]  # mean squares of the inputs, [in]
 
     def round(
         self, weights: NDArray[np.float32], scales: NDArray[np.float32], lowest: int, highest: int
-    ) -> NDArray[np.int8]:
-        """Return int8 [out, in] in [lowest, highest], each row alone."""
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Return q [out, in] in [lowest, highest] and its scales [out], near the given ones; each row alone."""
 
 
 def quantize(
@@ -156,7 +156,7 @@ def quantize(
             if compensation is None:
                 q[rows] = _rounded(w, scales[rows], bits)
     if compensation is not None:
-        q = compensation.round(weights, scales, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        q, scales = compensation.round(weights, scales, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     stored = q if bits == 8 else pack_int4(q)
     return WeightMatrix("int8" if bits == 8 else "int4", (out, columns), stored, scales, zero_points)
 

@@ -92,6 +92,7 @@ class Kernels:
         lowest: float,
         highest: float,
         q: NDArray[np.int8],
+        losses: _Floats,
         pool: ThreadPool,
         /,
     ) -> None: ...

@@ -177,11 +177,12 @@ class NativeKernels:
 
     def round_compensated(
         self, w: Floats, factor: Floats, scales: Floats, lowest: int, highest: int, pool: ThreadPool
-    ) -> NDArray[np.int8]:
+    ) -> tuple[NDArray[np.int8], Floats]:
         check_rounding(w, factor, scales, lowest, highest)
         q = np.empty(w.shape, INT8)
-        self._native.round_compensated(w, factor, scales, lowest, highest, q, pool.native)
-        return q
+        losses = np.empty(len(w), FLOAT32)
+        self._native.round_compensated(w, factor, scales, lowest, highest, q, losses, pool.native)
+        return q, losses
 
 
 def _activation_index(kind: Activation) -> int:

@@ -215,13 +215,15 @@ def _present(table: tuple[NDArray[Any] | None, ...], index: int, sequence: int) 
 
 def round_compensated(
     w: Floats, factor: Floats, scales: Floats, lowest: int, highest: int, pool: ThreadPool
-) -> NDArray[np.int8]:
+) -> tuple[NDArray[np.int8], Floats]:
     check_rounding(w, factor, scales, lowest, highest)
     left = w.T.copy()  # one column of w is one row
     q = np.empty(left.shape, INT8)
+    losses = np.zeros(len(w), np.float32)
     for j, column in enumerate(left):
         rounded = np.rint(np.clip(column / scales, lowest, highest))
         q[j] = rounded
         error = (column - rounded * scales) / factor[j, j]
+        losses += error * error
         left[j + 1 :] -= factor[j, j + 1 :, None] * error
-    return np.ascontiguousarray(q.T)
+    return np.ascontiguousarray(q.T), losses

@@ -7,18 +7,19 @@ be, by those to come. Rows are independent of each other.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm import kernels
 
-# Errors are carried within blocks of so many columns: the factors of a block take 48 MB at most while they are made.
-MAX_BLOCK = 2048
+# Errors are carried within blocks of so many columns: the factors of a block take 24 MB at most while they are made.
+MAX_BLOCK = 1024
 # Of the mean square of the inputs, added to each: what a few thousand tokens say of the inputs is not to be believed.
 DAMPING = 0.05
 _INVERSE_BASE = 64
+_PARTS = (1.0, 0.94, 1.06, 0.88, 1.12, 0.82, 1.18)  # of the scale with the least error without compensation
 
 
 class ErrorCompensation:
@@ -52,9 +53,12 @@ class ErrorCompensation:
         rounded first. Raises ValueError for inputs that are not finite.
         """
         num_tokens, num_inputs = inputs.shape
+        squares = np.einsum("ti,ti->t", inputs, inputs)
+        if not np.all(np.isfinite(squares)):
+            raise ValueError(f"inputs: row {int(np.argmin(np.isfinite(squares)))} holds a value that is not finite")
+        # Every token counts the same: a norm after the matrix levels them, and the first may be 1000 times larger.
+        inputs = inputs * np.sqrt(num_inputs / np.maximum(squares, np.finfo(np.float32).tiny))[:, None]
         moments = np.einsum("ti,ti->i", inputs, inputs) / np.float32(max(1, num_tokens))
-        if not np.all(np.isfinite(moments)):
-            raise ValueError(f"inputs: column {int(np.argmin(np.isfinite(moments)))} holds a value that is not finite")
         mean = float(moments.mean(dtype=np.float64))
         order = np.argsort(-moments, kind="stable")
         blocks = []
@@ -73,13 +77,28 @@ class ErrorCompensation:
 
     def round(
         self, weights: NDArray[np.float32], scales: NDArray[np.float32], lowest: int, highest: int
-    ) -> NDArray[np.int8]:
-        """Return int8 [out, num_inputs] in [lowest, highest], to be multiplied by `scales`, float32 [out]."""
-        q = np.empty(weights.shape, np.int8)
-        for columns, factor in self._blocks:
-            w = np.ascontiguousarray(weights[:, columns])
-            q[:, columns] = kernels.round_compensated(w, factor, scales, lowest, highest, self._pool)
-        return q
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Return int8 [out, num_inputs] in [lowest, highest] and the scales, float32 [out], that it belongs to.
+
+        Each row gets that scale around the given one with which the outputs' error is least.
+        """
+        best = np.empty(weights.shape, np.int8)
+        best_scales, least = scales.copy(), np.full(len(weights), np.inf, np.float32)
+        ordered = [(columns, factor, np.ascontiguousarray(weights[:, columns])) for columns, factor in self._blocks]
+        q = np.empty_like(best)
+        for part in _PARTS:
+            tried = scales * np.float32(part)
+            losses = np.zeros(len(weights), np.float32)
+            for columns, factor, w in ordered:
+                q[:, columns], loss = kernels.round_compensated(w, factor, tried, lowest, highest, self._pool)
+                losses += loss
+            is_better = losses < least
+            least[is_better], best[is_better], best_scales[is_better] = (
+                losses[is_better],
+                q[is_better],
+                tried[is_better],
+            )
+        return best, best_scales
 
 
 def _factor(hessian: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -92,7 +111,7 @@ def _factor(hessian: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.ascontiguousarray(_inverse_of_lower(lower)[::-1, ::-1], dtype=np.float32)
 
 
-def _inverse_of_lower(lower: NDArray[np.float64]) -> NDArray[np.float64]:
+def _inverse_of_lower(lower: NDArray[Any]) -> NDArray[Any]:
     size = len(lower)
     if size <= _INVERSE_BASE:
         return np.tril(np.linalg.inv(lower))
