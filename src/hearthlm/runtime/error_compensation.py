@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm import kernels
+from hearthlm.quantization import WeightMatrix
 
 # Errors are carried within blocks of so many columns: the factors of a block take 24 MB at most while they are made.
 MAX_BLOCK = 1024
@@ -63,8 +64,9 @@ class ErrorCompensation:
         order = np.argsort(-moments, kind="stable")
         blocks = []
         for columns in np.array_split(order, -(-num_inputs // max_block)):
-            seen = inputs[:, columns]
-            hessian = (seen.T @ seen).astype(np.float64)
+            seen = np.ascontiguousarray(inputs[:, columns].T)
+            as_matrix = WeightMatrix("float32", (len(columns), num_tokens), seen)
+            hessian = kernels.linear(seen, as_matrix, None, pool).astype(np.float64)
             hessian /= max(1, num_tokens)
             # Inputs that are always zero say nothing about their columns, which then round each by itself.
             hessian[np.diag_indices(len(columns))] += damping * mean if mean > 0 else 1.0

@@ -216,9 +216,7 @@ class TransformerExecutor:
 
         def linear(w: LinearWeights, role: str) -> Linear:
             self._quantizes_activations |= w.weight.is_quantized and not float_activations
-            return Linear(
-                w.weight, w.bias, self._pool, role=role, float_activations=float_activations, observe=observe
-            )
+            return Linear(w.weight, w.bias, self._pool, role=role, float_activations=float_activations, observe=observe)
 
         a = architecture
         windows = sorted({layer.window or 0 for layer in a.layers})
@@ -306,13 +304,11 @@ class TransformerExecutor:
         if ids.min() < 0 or ids.max() >= a.vocab_size:
             raise ValueError(f"ids: expected 0 to {a.vocab_size - 1}, got {ids.min()} to {ids.max()}")
         step = _Step(requests, self._layouts)
-        x = kernels.embed_rows(ids, self._weights.embedding, a.embedding_scale)
-        if self._weights.position_embedding is not None:
-            x += kernels.embed_rows(step.positions.astype(np.int32), self._weights.position_embedding, 1.0)
+        x = self._embed(ids, step)
         x = self._run_layers(x, step)
         if not len(x):
             return [None] * len(requests)
-        hidden = self._norm(x, a.final_norm, self._weights.final_norm)
+        hidden = self.normalize(x)
         x = step.select_for_logits(hidden)
         logits = x
         if len(x):
@@ -320,6 +316,21 @@ class TransformerExecutor:
             if a.final_soft_cap is not None:
                 kernels.soft_cap(logits, a.final_soft_cap, self._pool)
         return step.split(hidden, logits)
+
+    def embed(self, requests: Sequence[ForwardRequest]) -> Rows:
+        """Return the rows before the first layer, [m, embedding_dim], of all ids of `requests`."""
+        ids = np.concatenate([np.asarray(request.ids, dtype=np.int32) for request in requests])
+        return self._embed(ids, _Step(requests, self._layouts))
+
+    def _embed(self, ids: NDArray[np.int32], step: _Step) -> Rows:
+        x = kernels.embed_rows(ids, self._weights.embedding, self.architecture.embedding_scale)
+        if self._weights.position_embedding is not None:
+            x += kernels.embed_rows(step.positions.astype(np.int32), self._weights.position_embedding, 1.0)
+        return x
+
+    def normalize(self, x: Rows) -> Rows:
+        """Return the rows that the logits are computed from, for rows x [m, embedding_dim] after the last layer."""
+        return self._norm(x, self.architecture.final_norm, self._weights.final_norm)
 
     def run_layers(self, x: Rows, requests: Sequence[ForwardRequest]) -> Rows:
         """Return the rows after the last layer, before the final norm, for rows x [m, embedding_dim] before the first.
