@@ -181,9 +181,9 @@ def methods(source: FloatModel) -> Iterator[tuple[str, Callable[[], Round]]]:
 
             def round_matrix(spec: TensorSpec, w: Floats) -> WeightMatrix:
                 width = bits[spec.group or "embedding"]
-                if method == "gptq" and spec.group != "embedding":
+                if method == "gptq":
                     return quantize(w, width, method=method, compensation=calibration.compensation(spec.role))
-                return quantize(w, width, method="mse" if method == "gptq" else method)
+                return quantize(w, width, method=method)
 
             return round_matrix
 

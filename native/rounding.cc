@@ -37,9 +37,8 @@ inline void carry(float* columns, const float* errors, const float* u, int64_t k
   }
 }
 
-// One part is one tile: rows [begin, end), at most kTileRows. Rows that are missing are zeros with scale 1.
-void round_tile(const void* context, int64_t begin, int64_t end, int worker) {
-  const RoundJob& job = *static_cast<const RoundJob*>(context);
+// Rows [begin, end), at most kTileRows. Rows that are missing are zeros with scale 1.
+void round_tile(const RoundJob& job, int64_t begin, int64_t end, int worker) {
   int64_t rows = end - begin, k = job.k;
   float* tile = static_cast<float*>(job.pool.scratch(worker, 0, k * kTileRows * 4));  // [k, kTileRows]
   float scales[kTileRows], errors[kBlock * kTileRows], losses[kTileRows] = {};
@@ -73,10 +72,15 @@ void round_tile(const void* context, int64_t begin, int64_t end, int worker) {
   memcpy(job.losses + begin, losses, static_cast<size_t>(rows) * sizeof(float));
 }
 
+void round_part(const void* context, int64_t begin, int64_t end, int worker) {
+  const RoundJob& job = *static_cast<const RoundJob*>(context);
+  for (; begin < end; begin += kTileRows) round_tile(job, begin, min_of(begin + kTileRows, end), worker);
+}
+
 void round_compensated(const float* w, int64_t m, int64_t k, const float* u, const float* scales, float lowest,
                        float highest, int8_t* q, float* losses, ThreadPool& pool) {
   RoundJob job{w, k, u, scales, lowest, highest, q, losses, pool};
-  pool.run(m, kTileRows, round_tile, &job);
+  pool.run(m, kTileRows, round_part, &job);
 }
 
 }  // namespace

@@ -566,16 +566,17 @@ def test_compensated_rounding_equals_the_reference_bit_for_bit(
         assert_same_bits(got[1], expected[1])
 
 
-def test_compensated_rounding_of_a_row_does_not_depend_on_the_other_rows(
+def test_compensated_rounding_of_a_row_does_not_depend_on_the_other_rows_or_the_threads(
     k: Kernels, pool: ThreadPool, rng: np.random.Generator
 ) -> None:
     w, scales, u = floats(rng, 90, 50), np.full(90, 0.2, np.float32), factor(rng, 50)
     whole, losses = k.round_compensated(w, u, scales, -8, 7, pool)
-    for begin, end in ((0, 1), (1, 34), (34, 90)):
+    for begin, end in ((0, 1), (1, 34), (34, 90), (0, 90)):
         rows = np.ascontiguousarray(w[begin:end])
-        q, loss = k.round_compensated(rows, u, scales[begin:end], -8, 7, pool)
-        assert_same_bits(q, whole[begin:end])
-        assert_same_bits(loss, losses[begin:end])
+        for threads in (pool, ThreadPool(1)):
+            q, loss = k.round_compensated(rows, u, scales[begin:end], -8, 7, threads)
+            assert_same_bits(q, whole[begin:end])
+            assert_same_bits(loss, losses[begin:end])
 
 
 def test_the_loss_of_compensated_rounding_is_the_error_that_inputs_would_see(

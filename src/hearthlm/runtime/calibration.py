@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hearthlm import kernels
 from hearthlm.models.params import Architecture
-from hearthlm.runtime.error_compensation import ErrorCompensation
+from hearthlm.runtime.error_compensation import DAMPING, ErrorCompensation
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.transformer import TransformerExecutor
 from hearthlm.runtime.weights import Weights
@@ -21,6 +21,7 @@ from hearthlm.tokenizers import Tokenizer
 
 SEQUENCE_LENGTH = 128
 MAX_TOKENS = 4096
+TIED_DAMPING = 2.0
 
 _LAYER_ROLE = re.compile(r"layers\.(\d+)\.")
 
@@ -61,11 +62,12 @@ class Calibration:
     def compensation(self, role: str) -> ErrorCompensation:
         """Return what rounding the matrix of `role`, as in TensorSpec, has to know of its inputs.
 
-        A tied embedding is treated as what computes the logits. Raises ValueError for a layer before the last one
+        An embedding that is also what computes the logits is compensated for these, but less: the rows themselves are
+        the first layer's inputs. Raises ValueError for a layer before the last one
         asked for and for a role that has no inputs.
         """
         matched = _LAYER_ROLE.match(role)
-        if matched is None and role not in ("logits", "embedding"):
+        if matched is None and role != ("embedding" if self._architecture.tied_embedding else "logits"):
             raise ValueError(f"role: {role!r} has no inputs")
         last = len(self._architecture.layers)
         layer = last if matched is None else int(matched[1])
@@ -78,7 +80,8 @@ class Calibration:
         if inputs is None:
             raise ValueError(f"role: {role!r} has no inputs")
         if self._made is None or self._made[0] is not inputs:
-            self._made = inputs, ErrorCompensation.from_inputs(inputs, self._pool)
+            damping = TIED_DAMPING if role == "embedding" else DAMPING
+            self._made = inputs, ErrorCompensation.from_inputs(inputs, self._pool, damping=damping)
         return self._made[1]
 
     def _advance(self) -> None:
