@@ -195,6 +195,16 @@ NB_MODULE(_native, m) {
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert())
       .def(
+          "round_compensated",
+          [](const Set& set, In<float> w, In<float> u, In<float> scales, float lowest, float highest, Out<int8_t> q,
+             Out<float> losses, ThreadPool& pool) {
+            Turn turn(pool, true);
+            set.k.round_compensated(w.data(), static_cast<int64_t>(w.shape(0)), static_cast<int64_t>(w.shape(1)),
+                                    u.data(), scales.data(), lowest, highest, q.data(), losses.data(), pool);
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(),
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg())
+      .def(
           "activation",
           [](const Set& set, Out<float> x, OptionalIn<float> up, int kind, ThreadPool& pool) {
             Turn turn(pool, x.size() > kLong);

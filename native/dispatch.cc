@@ -13,6 +13,7 @@ namespace hearthlm {
   void add_rope(Kernels& kernels);         \
   void add_activation(Kernels& kernels);   \
   void add_sampling(Kernels& kernels);     \
+  void add_rounding(Kernels& kernels);     \
   static const Kernels* table() {          \
     static const Kernels filled = [] {     \
       Kernels kernels{};                   \
@@ -22,6 +23,7 @@ namespace hearthlm {
       add_rope(kernels);                   \
       add_activation(kernels);             \
       add_sampling(kernels);               \
+      add_rounding(kernels);               \
       return kernels;                      \
     }();                                   \
     return &filled;                        \

@@ -1,12 +1,13 @@
 // Every kernel, on one page. No Python, no allocation that a caller sees, no checks: sizes and pointers come checked.
 //
-// The sources linear, attention, norm, rope, activation and sampling are compiled once per instruction set, with
+// The sources linear, attention, norm, rope, activation, sampling and rounding are compiled once per instruction set, with
 // HEARTHLM_TARGET naming a namespace; `find_kernels` picks a table at run time. Arrays are dense and row-major, with no
 // alignment beyond that of their elements, and nothing outside of them is read.
 //
 // Order of sums: the lanes and accumulators of a float sum are fixed by the length summed alone, so results do not
 // depend on rows per call, threads or batch. They differ between instruction sets, except for `quantize_rows`,
-// `linear_int8`, `embed_rows`, `rope`, `kv_append` and `top_k`, whose results are the same everywhere.
+// `linear_int8`, `embed_rows`, `rope`, `kv_append`, `top_k` and `round_compensated`, whose results are the same
+// everywhere.
 #pragma once
 
 #include <stdint.h>
@@ -90,6 +91,12 @@ struct Kernels {
 
   // y[i] = log of the softmax of row i of logits [m, v] at ids[i].
   void (*log_softmax_at)(const float* logits, int64_t m, int64_t v, const int32_t* ids, float* y, ThreadPool& pool);
+
+  // q [m, k] = w [m, k] / scales [m], column by column: each is clipped to [lowest, highest], integers, and rounded half
+  // to even; its error over u[j, j], times u[j, c], is taken from every later column c, and its square added to the row's loss.
+  // u is [k, k], upper triangular.
+  void (*round_compensated)(const float* w, int64_t m, int64_t k, const float* u, const float* scales, float lowest,
+                            float highest, int8_t* q, float* losses, ThreadPool& pool);
 };
 
 // The instruction sets that this build has and this CPU runs, best first; name(i) is null past the last.
@@ -113,6 +120,7 @@ void add_norm(Kernels& kernels);
 void add_rope(Kernels& kernels);
 void add_activation(Kernels& kernels);
 void add_sampling(Kernels& kernels);
+void add_rounding(Kernels& kernels);
 }  // namespace HEARTHLM_TARGET
 #endif
 

@@ -13,7 +13,6 @@ PACKAGE = Path(hearthlm.__file__).parent
 
 LAYERS = {
     "errors": 0,
-    "error_compensation": 0,
     "quantization": 0,
     "models": 1,
     "tokenizers": 1,

@@ -189,6 +189,30 @@ def test_layout_and_threads_do_not_change_the_answers(name: str, tmp_path: Path)
     np.testing.assert_array_equal(logprobs(files[0]), logprobs(files[2]))
 
 
+@pytest.mark.parametrize("name", ["gemma3_mqa", "falcon_32_heads", "phi3_window", "gpt2"])
+def test_error_compensation_comes_nearer_to_the_float_model(name: str, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(name, tmp_path / "checkpoint")
+    wanted = logprobs(checkpoint)
+    errors = {}
+    for method in ("minmax", "gptq"):
+        config = ConversionConfig(
+            checkpoint,
+            None,
+            None,
+            "cpu",
+            tmp_path,
+            attention_quant_bits=4,
+            feedforward_quant_bits=4,
+            quantization_method=method,
+        )
+        plan = convert_checkpoint(config, num_threads=2)
+        again = convert_checkpoint(replace(config, output_tflite_file=tmp_path / "again.bin"), num_threads=1)
+        assert Path(plan.output_file).read_bytes() == Path(again.output_file).read_bytes()
+        got = logprobs(Path(plan.output_file), activation_data_type="float32")
+        errors[method] = float(np.abs(got - wanted).mean())
+    assert errors["gptq"] < errors["minmax"]
+
+
 def test_what_mediapipe_cannot_say_travels_in_our_entry(tmp_path: Path) -> None:
     checkpoint = write_checkpoint("llama_untied", tmp_path / "checkpoint")
     (checkpoint / "tokenizer.model").unlink()

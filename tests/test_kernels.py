@@ -526,6 +526,9 @@ def test_nothing_is_read_past_the_end_of_weights_or_activations(
         k.soft_cap(out.copy(x), 2.0, pool)
         k.rope(out.copy(floats(rng, 1, 1, 2 * columns)), x, weights.copy(x))
         k.top_k(x[0], 3)
+        if columns < 135:  # a factor of 1152 x 1152 does not fit
+            u = weights.copy(np.eye(columns, dtype=np.float32))
+            k.round_compensated(x, u, np.ones(1, np.float32), -8, 7, pool)
         k.log_softmax_at(x, np.zeros(1, np.int32), pool)
         for dtype in ("float32", "float16"):
             sequences = Sequences([3], 1, columns, 3, dtype)
@@ -536,6 +539,62 @@ def test_nothing_is_read_past_the_end_of_weights_or_activations(
             keys = activations.copy(floats(rng, 3, 1, columns))
             k.kv_append(keys, keys, batch, 0)
             k.attention(keys, batch, 0, 1, 1.0, 0.0, 0, out.copy(floats(rng, 1, 3)), pool)
+
+
+# ---- Rounding ----
+
+
+def factor(rng: np.random.Generator, size: int) -> Floats:
+    u = np.triu(rng.standard_normal((size, size), dtype=np.float32) * np.float32(0.3))
+    u[np.diag_indices(size)] = rng.uniform(0.5, 2, size)
+    below = np.tril_indices(size, -1)
+    u[below] = np.nan  # must not be looked at
+    return misaligned(u)
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(-8, 7), (-128, 127)])
+def test_compensated_rounding_equals_the_reference_bit_for_bit(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator, lowest: int, highest: int
+) -> None:
+    sizes = [(m, c) for m in (1, 2, 33) for c in range(1, 70)] + [(m, 37) for m in range(1, 70)] + [(100, 300)]
+    for m, columns in sizes:
+        w, scales = floats(rng, m, columns), misaligned(rng.uniform(0.01, 0.3, m).astype(np.float32))
+        u = factor(rng, columns)
+        got = k.round_compensated(w, u, scales, lowest, highest, pool)
+        expected = reference.round_compensated(w, u, scales, lowest, highest, pool)
+        assert_same_bits(got[0], expected[0])
+        assert_same_bits(got[1], expected[1])
+
+
+def test_compensated_rounding_of_a_row_does_not_depend_on_the_other_rows_or_the_threads(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    w, scales, u = floats(rng, 90, 50), np.full(90, 0.2, np.float32), factor(rng, 50)
+    whole, losses = k.round_compensated(w, u, scales, -8, 7, pool)
+    for begin, end in ((0, 1), (1, 34), (34, 90), (0, 90)):
+        rows = np.ascontiguousarray(w[begin:end])
+        for threads in (pool, ThreadPool(1)):
+            q, loss = k.round_compensated(rows, u, scales[begin:end], -8, 7, threads)
+            assert_same_bits(q, whole[begin:end])
+            assert_same_bits(loss, losses[begin:end])
+
+
+def test_the_loss_of_compensated_rounding_is_the_error_that_inputs_would_see(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    w, scales, u = floats(rng, 5, 20), np.full(5, 0.2, np.float32), np.triu(factor(rng, 20))
+    q, losses = k.round_compensated(w, u, scales, -8, 7, pool)
+    error = (w - q * scales[:, None]).astype(np.float64)
+    moments = np.linalg.inv(u.astype(np.float64).T @ u)
+    np.testing.assert_allclose(losses, np.einsum("ri,ij,rj->r", error, moments, error), rtol=1e-3)
+
+
+def test_rounding_with_a_diagonal_factor_is_plain_rounding(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    w = np.array([[0.5, 1.5, 2.5, -0.5, -9.0, 9.0, 0.0]], np.float32)
+    q, _ = k.round_compensated(w, np.eye(7, dtype=np.float32), np.ones(1, np.float32), -8, 7, pool)
+    assert q.tolist() == [[0, 2, 2, 0, -8, 7, 0]]
 
 
 # ---- Arguments, threads and the choice ----
@@ -571,6 +630,15 @@ def test_both_refuse_what_does_not_fit(k: Kernels, pool: ThreadPool, rng: np.ran
                 kernel.attention(q, batch, layer, kv_heads, 1.0, 0.0, 0, None, pool)
         with pytest.raises(ValueError, match="key_bias"):
             kernel.attention(q, batch, 0, 2, 1.0, 0.0, 0, floats(rng, 4, 1), pool)
+        u, scales = np.eye(8, dtype=np.float32), np.ones(2, np.float32)
+        for rows, factors, steps, lowest, match in (
+            (x[0], u, scales, -8, "w:"),
+            (x, u[:7], scales, -8, "factor"),
+            (x, u, scales[:1], -8, "scales"),
+            (x, u, scales, -129, "lowest"),
+        ):
+            with pytest.raises(ValueError, match=match):
+                kernel.round_compensated(rows, factors, steps, lowest, 7, pool)
 
 
 def test_nothing_is_computed_from_no_rows(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
@@ -582,6 +650,8 @@ def test_nothing_is_computed_from_no_rows(k: Kernels, pool: ThreadPool, rng: np.
         assert kernel.linear(rows, matrix(rng, "int4", 3, 8), None, pool).shape == (0, 3)
         assert kernel.rms_norm(x, np.ones(8, np.float32), 1e-6, pool).shape == (0, 8)
         assert kernel.embed_rows(np.empty(0, np.int32), matrix(rng, "int8", 3, 8), 1.0).shape == (0, 8)
+        u, scales = np.eye(8, dtype=np.float32), np.empty(0, np.float32)
+        assert kernel.round_compensated(x, u, scales, -8, 7, pool)[0].shape == (0, 8)
         nothing = Sequences([], 1).batch([])
         q = np.empty((0, 4, HEAD_DIM), np.float32)
         kernel.kv_append(q, q, nothing, 0)

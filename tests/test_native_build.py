@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 NATIVE = Path(__file__).parents[1] / "native"
-PER_INSTRUCTION_SET = ("linear.cc", "attention.cc", "norm.cc", "rope.cc", "activation.cc", "sampling.cc")
+PER_INSTRUCTION_SET = ("linear.cc", "attention.cc", "norm.cc", "rope.cc", "activation.cc", "sampling.cc", "rounding.cc")
 OPTIONS = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -27,11 +28,13 @@ from hearthlm.models.family import Family, QuantizationGroup, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES, ModelType
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import QuantizationMethod, WeightMatrix, WeightType, quantize
+from hearthlm.runtime.calibration import Calibration, calibration_ids
 from hearthlm.runtime.checkpoint_source import CheckpointSource
 from hearthlm.runtime.cpu_count import default_num_threads
 from hearthlm.runtime.lora import LoraAdapter, open_adapter, write_lora_bin
 from hearthlm.runtime.model import checkpoint_chat
-from hearthlm.tokenizers import from_hugging_face, from_sentencepiece
+from hearthlm.runtime.weights import load_weights
+from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
 from hearthlm.tokenizers.hugging_face_to_sentencepiece import is_byte_level, to_sentencepiece
 
 _log = logging.getLogger("hearthlm")
@@ -251,6 +254,8 @@ class _Conversion:
             self._source = CheckpointSource(config.input_ckpt, self._checkpoint)
             _check_format(config, self._checkpoint)
             self._family, architecture, self._model_type = _blueprint(config, self._checkpoint, self._source)
+            self._architecture = architecture
+            self._calibration: Calibration | None = None
             self._specs = list(_specs(self._family, architecture, self._source))
             for spec in self._specs:
                 self._source.check(spec)
@@ -287,17 +292,21 @@ class _Conversion:
             Path(config.output_dir).mkdir(parents=True)
         _check_space(config.output_file, self.plan.num_bytes)
         number = 0 if self._model_type is None else self._model_type.number
-        write_weights_bin(
-            config.output_file,
-            self._parameters,
-            number,
-            [self._tensor_plan(spec) for spec in self._specs],
-            tokenizer=self._tokenizer.sentencepiece,
-            backend=config.backend,
-            extra=self._extra,
-            num_threads=num_threads,
-            progress=advance,
-        )
+        specs = self._specs
+        if config.method == "gptq":  # which follows a text through the layers, the output last
+            specs = sorted(specs, key=lambda spec: spec.group == "embedding")
+        with self._calibrated(num_threads):
+            write_weights_bin(
+                config.output_file,
+                self._parameters,
+                number,
+                [self._tensor_plan(spec) for spec in specs],
+                tokenizer=self._tokenizer.sentencepiece,
+                backend=config.backend,
+                extra=self._extra,
+                num_threads=1 if config.method == "gptq" else num_threads,
+                progress=advance,
+            )
         if self._adapter is not None and config.lora_output_file is not None:
             write_lora_bin(
                 config.lora_output_file,
@@ -308,6 +317,29 @@ class _Conversion:
                 tokenizer=self._tokenizer.sentencepiece,
                 mediapipe_compatible=config.mediapipe_compatible,
             )
+
+    @contextmanager
+    def _calibrated(self, num_threads: int) -> Iterator[None]:
+        """Have the calibration at hand that the method needs; it has threads of its own."""
+        if self._config.method != "gptq" or self._config.use_fake_weights:
+            yield
+            return
+        weights = load_weights(self._architecture, self._specs, self._source)
+        start_id = self._parameters.start_token_id if self._parameters.HasField("start_token_id") else None
+        ids = calibration_ids(self._tokenizer.load(), start_id)
+        with Calibration(self._architecture, weights, ids, num_threads=num_threads) as self._calibration:
+            yield
+        self._calibration = None
+
+    def _quantized(self, spec: TensorSpec, values: NDArray[np.float32], bits: int) -> WeightMatrix:
+        method, compensation = self._config.method, None
+        if method == "gptq":
+            is_only_looked_up = spec.role == "embedding" and not self._architecture.tied_embedding
+            if self._calibration is None or is_only_looked_up:
+                method = "mse"
+            else:
+                compensation = self._calibration.compensation(spec.role)
+        return quantize(values, bits, method=method, symmetric=self._config.is_symmetric, compensation=compensation)
 
     def _tensor_plan(self, spec: TensorSpec) -> TensorPlan:
         config = self._config
@@ -327,9 +359,7 @@ class _Conversion:
             if dtype in ("float32", "float16"):
                 return WeightMatrix(dtype, shape, values.astype(dtype))
             try:
-                matrix = quantize(
-                    values, 4 if dtype == "int4" else 8, method=config.method, symmetric=config.is_symmetric
-                )
+                matrix = self._quantized(spec, values, 4 if dtype == "int4" else 8)
             except ValueError as error:
                 raise CorruptFileError(
                     f"{config.input_ckpt}: tensor {spec.checkpoint_name}, from row {first}: {error}"
@@ -629,6 +659,12 @@ class _Tokenizer:
     @property
     def is_byte_level(self) -> bool:
         return self.tokenizer_json is not None and is_byte_level(self.tokenizer_json)
+
+    def load(self) -> Tokenizer:
+        """Return the tokenizer as the reader of the file will have it."""
+        if self.tokenizer_json is not None:
+            return from_hugging_face(self.tokenizer_json, self.config)
+        return from_sentencepiece(self.sentencepiece or b"")
 
     def entry(self) -> dict[str, Any]:
         """Return the keys that carry the tokenizer.json in our metadata entry."""

@@ -6,12 +6,10 @@ One scale per output row (specs of MediaPipe's converter): `w = (q - zero_point)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-
-from hearthlm.error_compensation import ErrorCompensation
 
 WeightType = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 QuantizationMethod = Literal["minmax", "mse", "mediapipe_mse", "gptq"]
@@ -98,6 +96,17 @@ def dequantize(matrix: WeightMatrix, rows: slice | NDArray[np.integer[Any]] | No
     return values
 
 
+class Compensation(Protocol):
+    """Round so that later columns make up for errors of earlier ones; see runtime/error_compensation.py."""
+
+    second_moments: NDArray[np.float32]  # mean squares of the inputs, [in]
+
+    def round(
+        self, weights: NDArray[np.float32], scales: NDArray[np.float32], lowest: int, highest: int
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Return q [out, in] in [lowest, highest] and its scales [out], near the given ones; each row alone."""
+
+
 def quantize(
     weights: NDArray[np.float32],
     bits: int,
@@ -105,7 +114,7 @@ def quantize(
     method: QuantizationMethod = "minmax",
     symmetric: bool = True,
     second_moments: NDArray[np.float32] | None = None,
-    compensation: ErrorCompensation | None = None,
+    compensation: Compensation | None = None,
 ) -> WeightMatrix:
     """Quantise float32 [out, in] to 8 or 4 bits, each row alone: a panel of rows gives what the whole matrix gives.
 
@@ -125,12 +134,10 @@ def quantize(
     if (compensation is None) == (method == "gptq"):
         raise ValueError(f"compensation: {'missing' if compensation is None else 'not allowed'} for {method!r}")
     out, columns = weights.shape
-    if compensation is not None and compensation.num_inputs != columns:
-        raise ValueError(f"compensation: expected one of {columns} inputs, got {compensation.num_inputs}")
-    if second_moments is not None and second_moments.shape != (columns,):
-        raise ValueError(f"second_moments: expected [{columns}], got {list(second_moments.shape)}")
     if compensation is not None and second_moments is None:
         second_moments = compensation.second_moments
+    if second_moments is not None and second_moments.shape != (columns,):
+        raise ValueError(f"second_moments: expected [{columns}], got {list(second_moments.shape)}")
     bounds = np.maximum(weights.max(axis=1, initial=0.0), -weights.min(axis=1, initial=0.0))
     if not np.all(np.isfinite(bounds)):
         row = int(np.argmin(np.isfinite(bounds)))
@@ -155,7 +162,7 @@ def quantize(
             if compensation is None:
                 q[rows] = _rounded(w, scales[rows], bits)
     if compensation is not None:
-        q = compensation.round(weights, scales, lowest=-(2 ** (bits - 1)), highest=2 ** (bits - 1) - 1)
+        q, scales = compensation.round(weights, scales, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     stored = q if bits == 8 else pack_int4(q)
     return WeightMatrix("int8" if bits == 8 else "int4", (out, columns), stored, scales, zero_points)
 

@@ -34,6 +34,7 @@ __all__ = [
     "quantize_rows",
     "rms_norm",
     "rope",
+    "round_compensated",
     "soft_cap",
     "top_k",
 ]
@@ -75,3 +76,4 @@ kv_append = _chosen.kv_append
 attention = _chosen.attention
 top_k = _chosen.top_k
 log_softmax_at = _chosen.log_softmax_at
+round_compensated = _chosen.round_compensated

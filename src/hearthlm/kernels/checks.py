@@ -56,3 +56,11 @@ def check_attention(
         positions = int(np.max(batch.first_positions + np.diff(batch.row_begin), initial=0))
         if key_bias.shape[1] < positions:
             raise ValueError(f"key_bias: expected {positions} positions, got {key_bias.shape[1]}")
+
+
+def check_rounding(w: Floats, factor: Floats, scales: Floats, lowest: int, highest: int) -> None:
+    check("w", w, w.shape if w.ndim == 2 else (None, None))
+    check("factor", factor, (w.shape[1], w.shape[1]))
+    check("scales", scales, (len(w),))
+    if not -128 <= lowest < highest <= 127:
+        raise ValueError(f"lowest and highest: expected a range within -128 to 127, got {lowest} to {highest}")

@@ -126,3 +126,15 @@ class Kernels(Protocol):
     def log_softmax_at(self, logits: Floats, ids: NDArray[np.int32], pool: ThreadPool) -> Floats:
         """Return the log-probability of ids[i] in row i of logits [m, v], [m]. Raises ValueError for an id outside."""
         ...
+
+    def round_compensated(
+        self, w: Floats, factor: Floats, scales: Floats, lowest: int, highest: int, pool: ThreadPool
+    ) -> tuple[NDArray[np.int8], Floats]:
+        """Return w / scales rounded to integers in [lowest, highest], [m, k], columns making up for earlier ones.
+
+        Column by column, q = round half to even of the clipped w / scales; then (w - q * scales) / factor[j, j], times
+        factor[j, c], is taken from every later column c (GPTQ, Frantar et al. 2022). Also returns the sum of the
+        squares of those quotients, [m], which is the rows' squared error for inputs whose second moments are the
+        inverse of factor^T factor. `factor` is upper triangular [k, k] with a positive diagonal, `scales` positive [m].
+        """
+        ...

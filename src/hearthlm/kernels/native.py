@@ -17,6 +17,7 @@ from hearthlm.kernels.checks import (
     check_attention,
     check_block_shape,
     check_ids,
+    check_rounding,
 )
 from hearthlm.kernels.interface import Activation, Floats, QuantizedRows
 from hearthlm.kernels.thread_pool import ThreadPool
@@ -173,6 +174,15 @@ class NativeKernels:
         y = np.empty(len(ids), FLOAT32)
         self._native.log_softmax_at(logits, ids, y, pool.native)
         return y
+
+    def round_compensated(
+        self, w: Floats, factor: Floats, scales: Floats, lowest: int, highest: int, pool: ThreadPool
+    ) -> tuple[NDArray[np.int8], Floats]:
+        check_rounding(w, factor, scales, lowest, highest)
+        q = np.empty(w.shape, INT8)
+        losses = np.empty(len(w), FLOAT32)
+        self._native.round_compensated(w, factor, scales, lowest, highest, q, losses, pool.native)
+        return q, losses
 
 
 def _activation_index(kind: Activation) -> int:

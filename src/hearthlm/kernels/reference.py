@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm.kernels.cache_batch import CacheBatch
-from hearthlm.kernels.checks import INT8, INT32, check, check_attention, check_block_shape, check_ids
+from hearthlm.kernels.checks import INT8, INT32, check, check_attention, check_block_shape, check_ids, check_rounding
 from hearthlm.kernels.interface import Activation, Floats, QuantizedRows
 from hearthlm.kernels.thread_pool import ThreadPool
 from hearthlm.quantization import WeightMatrix, dequantize, unpack_int4
@@ -211,3 +211,19 @@ def _present(table: tuple[NDArray[Any] | None, ...], index: int, sequence: int) 
     if block is None:
         raise ValueError(f"block {index} of sequence {sequence} was dropped, but is needed")
     return block
+
+
+def round_compensated(
+    w: Floats, factor: Floats, scales: Floats, lowest: int, highest: int, pool: ThreadPool
+) -> tuple[NDArray[np.int8], Floats]:
+    check_rounding(w, factor, scales, lowest, highest)
+    left = w.T.copy()  # one column of w is one row
+    q = np.empty(left.shape, INT8)
+    losses = np.zeros(len(w), np.float32)
+    for j, column in enumerate(left):
+        rounded = np.rint(np.clip(column / scales, lowest, highest))
+        q[j] = rounded
+        error = (column - rounded * scales) / factor[j, j]
+        losses += error * error
+        left[j + 1 :] -= factor[j, j + 1 :, None] * error
+    return np.ascontiguousarray(q.T), losses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from hearthlm import kernels
 from hearthlm.quantization import WeightMatrix
 from hearthlm.runtime.lora import LoraAdapter
+
+Observer = Callable[[str, NDArray[np.float32]], None]
 
 
 class AdaptedRows(NamedTuple):
@@ -44,10 +46,11 @@ class Linear:
     """Multiply by one weight matrix [out, in].
 
     Quantised weights meet int8 activations (one scale per row) unless `float_activations`; float weights always meet
-    float ones. Rows with an adapter get what it has for the matrix of this `role`, in float.
+    float ones. Rows with an adapter get what it has for the matrix of this `role`, in float. `observe` is shown the
+    role and the rows, float32 [m, in], of every call.
     """
 
-    __slots__ = ("_pool", "_quantizes", "bias", "role", "weight")
+    __slots__ = ("_observe", "_pool", "_quantizes", "bias", "role", "weight")
 
     def __init__(
         self,
@@ -57,15 +60,19 @@ class Linear:
         *,
         role: str,
         float_activations: bool,
+        observe: Observer | None = None,
     ) -> None:
         self.role = role
         self.weight = weight
         self.bias = bias
+        self._observe = observe
         self._pool = pool
         self._quantizes = weight.is_quantized and not float_activations
 
     def __call__(self, x: Activations) -> NDArray[np.float32]:
         """Return float32 [m, out]."""
+        if self._observe is not None:
+            self._observe(self.role, x.values)
         y = kernels.linear(x.quantized() if self._quantizes else x.values, self.weight, self.bias, self._pool)
         for begin, end, adapter in x.adapted:
             factors = adapter.factors.get(self.role)

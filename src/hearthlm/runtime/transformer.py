@@ -22,7 +22,7 @@ from hearthlm.models.params import Architecture, Llama3Scaling, Norm, Rope
 from hearthlm.quantization import bfloat16_to_float32, float32_to_bfloat16
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.kv_cache import BLOCK_SIZE, BlockCache, CacheLayout
-from hearthlm.runtime.linear import Activations, AdaptedRows, Linear
+from hearthlm.runtime.linear import Activations, AdaptedRows, Linear, Observer
 from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.weights import LinearWeights, NormWeights, Weights, update_with_samples
 
@@ -193,7 +193,7 @@ class TransformerExecutor:
     """Run one model's weights on this package's kernels.
 
     `activation_data_type` None means int8 where weights are quantised and float32 elsewhere; `kv_cache_dtype` None
-    means float16 for quantised weights and float32 for float ones.
+    means float16 for quantised weights and float32 for float ones. `observe` is shown the inputs of every matrix.
     """
 
     def __init__(
@@ -204,6 +204,7 @@ class TransformerExecutor:
         num_threads: int,
         activation_data_type: ActivationDataType | None = None,
         kv_cache_dtype: CacheDataType | None = None,
+        observe: Observer | None = None,
     ) -> None:
         self.architecture = architecture
         self._weights = weights
@@ -215,7 +216,7 @@ class TransformerExecutor:
 
         def linear(w: LinearWeights, role: str) -> Linear:
             self._quantizes_activations |= w.weight.is_quantized and not float_activations
-            return Linear(w.weight, w.bias, self._pool, role=role, float_activations=float_activations)
+            return Linear(w.weight, w.bias, self._pool, role=role, float_activations=float_activations, observe=observe)
 
         a = architecture
         windows = sorted({layer.window or 0 for layer in a.layers})
@@ -303,23 +304,11 @@ class TransformerExecutor:
         if ids.min() < 0 or ids.max() >= a.vocab_size:
             raise ValueError(f"ids: expected 0 to {a.vocab_size - 1}, got {ids.min()} to {ids.max()}")
         step = _Step(requests, self._layouts)
-
-        x = kernels.embed_rows(ids, self._weights.embedding, a.embedding_scale)
-        if self._weights.position_embedding is not None:
-            x += kernels.embed_rows(step.positions.astype(np.int32), self._weights.position_embedding, 1.0)
-        rotations = {table: table.rows(step.positions) for table in self._tables.values()}
-        last = len(self._layers) - 1
-        for i, layer in enumerate(self._layers):
-            x = self._layer(layer, x, step, rotations, only_wanted=i == last)
-            if not len(x):
-                break
-        for request in requests:
-            request.state.length += len(request.ids)
-            for cache in request.state.caches:
-                cache.drop_outside_window(request.state.length)
+        x = self._embed(ids, step)
+        x = self._run_layers(x, step)
         if not len(x):
             return [None] * len(requests)
-        hidden = self._norm(x, a.final_norm, self._weights.final_norm)
+        hidden = self.normalize(x)
         x = step.select_for_logits(hidden)
         logits = x
         if len(x):
@@ -327,6 +316,38 @@ class TransformerExecutor:
             if a.final_soft_cap is not None:
                 kernels.soft_cap(logits, a.final_soft_cap, self._pool)
         return step.split(hidden, logits)
+
+    def embed(self, requests: Sequence[ForwardRequest]) -> Rows:
+        """Return the rows before the first layer, [m, embedding_dim], of all ids of `requests`."""
+        ids = np.concatenate([np.asarray(request.ids, dtype=np.int32) for request in requests])
+        return self._embed(ids, _Step(requests, self._layouts))
+
+    def _embed(self, ids: NDArray[np.int32], step: _Step) -> Rows:
+        x = kernels.embed_rows(ids, self._weights.embedding, self.architecture.embedding_scale)
+        if self._weights.position_embedding is not None:
+            x += kernels.embed_rows(step.positions.astype(np.int32), self._weights.position_embedding, 1.0)
+        return x
+
+    def normalize(self, x: Rows) -> Rows:
+        """Return the rows that the logits are computed from, for rows x [m, embedding_dim] after the last layer."""
+        return self._norm(x, self.architecture.final_norm, self._weights.final_norm)
+
+    def run_layers(self, x: Rows, requests: Sequence[ForwardRequest]) -> Rows:
+        """Return the rows after the last layer, before the final norm, for rows x [m, embedding_dim] before the first.
+
+        The ids of `requests` count, their values do not; all rows must be wanted.
+        """
+        return self._run_layers(x, _Step(requests, self._layouts))
+
+    def _run_layers(self, x: Rows, step: _Step) -> Rows:
+        rotations = {table: table.rows(step.positions) for table in self._tables.values()}
+        last = len(self._layers) - 1
+        for i, layer in enumerate(self._layers):
+            x = self._layer(layer, x, step, rotations, only_wanted=i == last)
+            if not len(x):
+                break
+        step.finish()
+        return x
 
     def _layer(
         self,
@@ -457,6 +478,13 @@ class _Step:
                 begin = runs.pop().begin
             runs.append(AdaptedRows(begin, end, adapter))
         return runs
+
+    def finish(self) -> None:
+        """Note in every state that its rows have gone through all layers."""
+        for request in self._requests:
+            request.state.length += len(request.ids)
+            for cache in request.state.caches:
+                cache.drop_outside_window(request.state.length)
 
     def wanted_batch(self, group: int) -> CacheBatch:
         """Return the batch of the wanted rows."""
