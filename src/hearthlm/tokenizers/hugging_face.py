@@ -31,10 +31,7 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(self, tokenizer_json: bytes, config: Mapping[str, Any] | None = None) -> None:
-        if len(tokenizer_json) > MAX_JSON_BYTES:
-            raise TokenizerFormatError(
-                f"the tokenizer.json has {len(tokenizer_json)} bytes, more than the {MAX_JSON_BYTES} allowed"
-            )
+        _check_size(tokenizer_json)
         self._tokenizer = _guarded("the tokenizer.json cannot be loaded", lambda: _load(tokenizer_json))
         config = config or {}
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -148,12 +145,31 @@ class HuggingFaceTokenizer:
         """Return the start token; see the class."""
         adds = config.get("add_bos_token")
         if isinstance(adds, bool):
-            start = _content(config.get("bos_token"))
+            start = token_content(config.get("bos_token"))
             return vocabulary.get(start) if adds and start is not None else None
         whole = _ids(self._tokenizer, "a", add_special_tokens=True)
         text = _ids(self._tokenizer, "a")
         begins = len(whole) > len(text) and whole[1 : 1 + len(text)] == text
         return whole[0] if begins and text else None
+
+
+def document(tokenizer_json: bytes) -> dict[str, Any]:
+    """Return a `tokenizer.json` as the library understands it: every field there is, ids as the library counts them.
+
+    Raises TokenizerFormatError if the library refuses the bytes or there are more than 64 MiB.
+    """
+    _check_size(tokenizer_json)
+    read: dict[str, Any] = _guarded(
+        "the tokenizer.json cannot be loaded", lambda: json.loads(_load(tokenizer_json).to_str())
+    )
+    return read
+
+
+def token_content(value: Any) -> str | None:
+    """Return the text of a token in tokenizer_config.json, where it is a string or an object with `content`."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
 
 
 @dataclass(frozen=True)
@@ -242,14 +258,15 @@ def _named_tokens(config: Mapping[str, Any]) -> list[str]:
     values = [value for key, value in config.items() if key in ("bos_token", "eos_token", "pad_token", "unk_token")]
     more = config.get("additional_special_tokens")
     values += more if isinstance(more, list) else []
-    return [content for value in values if (content := _content(value))]
+    return [content for value in values if (content := token_content(value))]
 
 
-def _content(value: Any) -> str | None:
-    """Return the text of a token in tokenizer_config.json, where it is a string or an object with `content`."""
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
+def _check_size(tokenizer_json: bytes) -> None:
+    """Raise TokenizerFormatError for more bytes than any tokenizer has."""
+    if len(tokenizer_json) > MAX_JSON_BYTES:
+        raise TokenizerFormatError(
+            f"the tokenizer.json has {len(tokenizer_json)} bytes, more than the {MAX_JSON_BYTES} allowed"
+        )
 
 
 def _load(tokenizer_json: bytes) -> Any:

@@ -49,7 +49,7 @@ class SentencePieceTokenizer:
         matched_here = user_defined if bytes_to_unicode else set()
         self._split_special = self._splitter(self._control | matched_here)
         self._split_text = self._splitter(matched_here - self._markup)
-        self._ids = {self.piece(i): i for i in self._control | user_defined}
+        self._ids = {self._written(i): i for i in self._control | user_defined}
         unknown = self._types.index(UNKNOWN)
         self._unknown_bytes = str(self._processor.decode([unknown])).encode("utf-8")
         start = int(self._processor.bos_id())
@@ -160,8 +160,18 @@ class SentencePieceTokenizer:
 
     def _splitter(self, ids: Iterable[int]) -> re.Pattern[str] | None:
         """Return the pattern that splits a text at these pieces, None for no pieces."""
-        pieces = [self.piece(i) for i in ids]
-        return alternation(pieces) if pieces else None
+        written = [self._written(i) for i in ids]
+        return alternation(written) if written else None
+
+    def _written(self, token_id: int) -> str:
+        """Return how a special or user-defined piece stands in a text; it may be spelled in the alphabet itself."""
+        piece = self.piece(token_id)
+        if not self._bytes_to_unicode:
+            return piece
+        try:
+            return byte_alphabet.spelled_bytes(piece).decode("utf-8")
+        except UnicodeDecodeError:
+            return piece
 
     @cached_property
     def _processor_without_prefix(self) -> Any:
