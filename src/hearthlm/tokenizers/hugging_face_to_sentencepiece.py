@@ -106,18 +106,17 @@ def _model(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     byte_pieces = {f"<0x{byte:02X}>" for byte in range(256)}
     byte_fallback = bool(model["byte_fallback"]) and byte_pieces <= model["vocab"].keys()
     added = {token["id"]: token["content"] for token in document["added_tokens"]}
-    taken = set(vocabulary.values()) | set(added.values())
-    for token_id, content in added.items():
-        spelled = byte_alphabet.spell(content) if byte_level else content.replace(" ", _SPACE)
-        # A reader looks for the spelled form. Where the vocabulary has that as another token, only that one is found.
-        vocabulary[token_id] = content if spelled in taken else spelled
-
-    ids = {content: token_id for token_id, content in vocabulary.items()} | {
-        content: token_id for token_id, content in added.items()
-    }
+    ids = {token: token_id for token_id, token in (vocabulary | added).items()}
     unknown = ids.get(model["unk_token"] or "", ids.get(_named(config, "unk_token") or ""))
     named = {role: ids.get(_named(config, f"{role}_token") or "") for role in ("bos", "eos", "pad")}
     control = {token_id for role, token_id in named.items() if role != "eos" and token_id != named["eos"]}
+    taken = set(ids)
+    for token_id, content in added.items():
+        spelled = byte_alphabet.spell(content) if byte_level else content.replace(" ", _SPACE)
+        # A reader looks in the text for the spelled form, but asks for the start and the end by name. Where the
+        # vocabulary has the spelled form as another token, only that one is found.
+        is_asked_by_name = token_id in (unknown, *named.values())
+        vocabulary[token_id] = content if is_asked_by_name or spelled in taken else spelled
     size = max(vocabulary) + 1
     if size > sentencepiece_model.MAX_PIECES:
         raise TokenizerFormatError(
