@@ -107,8 +107,10 @@ def _model(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     byte_fallback = bool(model["byte_fallback"]) and byte_pieces <= model["vocab"].keys()
     added = {token["id"]: token["content"] for token in document["added_tokens"]}
     ids = {token: token_id for token_id, token in (vocabulary | added).items()}
-    unknown = ids.get(model["unk_token"] or "", ids.get(_named(config, "unk_token") or ""))
     named = {role: ids.get(_named(config, f"{role}_token") or "") for role in ("bos", "eos", "pad")}
+    unknown = ids.get(model["unk_token"] or "", ids.get(_named(config, "unk_token") or ""))
+    if unknown in named.values():
+        unknown = None  # readers take the id of the unknown token for "not found" when they ask for the start by name
     control = {token_id for role, token_id in named.items() if role != "eos" and token_id != named["eos"]}
     taken = set(ids)
     for token_id, content in added.items():
