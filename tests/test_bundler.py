@@ -334,3 +334,23 @@ print(json.dumps(sorted({{"torch", "jax", "tensorflow", "mediapipe", "ai_edge_li
     assert json.loads(result.stdout) == []
     assert (tmp_path / "out.task").exists()
     assert hearthlm.bundler is bundler
+
+
+def test_a_model_of_any_size_needs_no_memory(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from hearthlm import bundler
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+settings = bundler.BundleConfig("model.tflite", sys.argv[1], "<bos>", ["<eos>"], "small.task")
+bundler.extract_bundle(bundler.create_bundle(settings), "small")
+before = peak()
+with open("model.tflite", "ab") as file:
+    file.truncate(64 << 20)
+bundler.extract_bundle(bundler.create_bundle(settings), "large")
+print(peak() - before)
+"""
+    (tmp_path / "model.tflite").write_bytes(litert_model())
+    command = [sys.executable, "-c", code, os.fspath(SPM)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 16 << 10  # KiB
+    assert (tmp_path / "large" / "model.tflite").read_bytes() == (tmp_path / "model.tflite").read_bytes()

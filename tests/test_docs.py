@@ -27,6 +27,7 @@ def test_python_of_the_readme_runs(code: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", [x for block in code_blocks("console") for x in block.splitlines() if x[:2] == "$ "])
 def test_commands_of_the_readme_run(line: str, tmp_path: Path) -> None:
+    from hearthlm.bundler import extract_bundle
     from hearthlm.demo import model_path
 
     # Models of the reader's own are played by the one inside the package.
@@ -34,6 +35,9 @@ def test_commands_of_the_readme_run(line: str, tmp_path: Path) -> None:
     (tmp_path / "gemma-3-1b-it").symlink_to(model_path())
     (tmp_path / "question.txt").write_text("Tell me a story about a cat.")
     (tmp_path / "letter.txt").write_text("Tell me a story about a dog.")
+    parts = extract_bundle(ROOT / "tests" / "golden" / "litert" / "gemma3_q8_ekv128.task", tmp_path).files
+    parts[0].rename(tmp_path / "gemma3.tflite")
+    (tmp_path / "gemma3.task").symlink_to(ROOT / "tests" / "golden" / "litert" / "gemma3_q8_ekv128.task")
     command = line.removeprefix("$ ").replace("hearthlm", f"{shlex.quote(sys.executable)} -m hearthlm", 1)
     result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -155,8 +155,8 @@ def extract_bundle(path: StrPath, output_dir: StrPath, *, overwrite: bool = Fals
                     raise FileExistsError(f"{target}: the file is there already; overwrite (--force) replaces it")
         folder.mkdir(parents=True, exist_ok=True)
         for name, target in targets.items():
-            with bundle.entry(name) as data, replace_file(target) as file:
-                task_bundle.copy_entry(data, file)
+            with replace_file(target) as file:
+                bundle.copy_entry(name, file)
         return ExtractedBundle(tuple(targets.values()), tuple(name for name in bundle.entries if name not in targets))
 
 

@@ -120,6 +120,15 @@ class TaskBundle:
         found = self.entries[name]
         return self._file.read(found.offset, found.num_bytes, name)
 
+    def copy_entry(self, name: str, file: BinaryIO) -> None:
+        """Write the bytes of an entry to a file, in pieces that do not stay in memory."""
+        entry = self.entries[name]
+        for done in range(0, entry.num_bytes, _COPY_BYTES):
+            offset, size = entry.offset + done, min(_COPY_BYTES, entry.num_bytes - done)
+            with self._file.read(offset, size, name) as piece:
+                file.write(piece)
+            self._file.drop_pages(offset, size)
+
     @cached_property
     def model(self) -> LiteRtModel:
         """What the model offers; raises ModelFormatError or UnsupportedModelError where it is no LiteRT model."""
@@ -192,12 +201,6 @@ def write_task_bundle(
 
     with replace_file(path) as file:
         write_stored_zip(file, ((n, sizes[n], pieces(value)) for n, value in entries.items()), alignment=_ALIGNMENT)
-
-
-def copy_entry(data: memoryview, file: BinaryIO) -> None:
-    """Write an entry to a file in pieces, so that a mapped entry of any size needs no memory."""
-    for position in range(0, len(data), _COPY_BYTES):
-        file.write(data[position : position + _COPY_BYTES])
 
 
 def _file_size(path: str | os.PathLike[str]) -> int:
