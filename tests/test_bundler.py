@@ -181,12 +181,12 @@ def test_an_answer_may_end_at_a_text_of_several_tokens(model: Path, tmp_path: Pa
 
 
 def test_the_name_gets_its_ending_and_an_old_file_is_replaced(model: Path, tmp_path: Path) -> None:
-    first = bundler.create_bundle(config(tmp_path, output_filename=str(tmp_path / "a.b")))
-    assert first == tmp_path / "a.b.task"
+    first = bundler.create_bundle(config(tmp_path, output_filename=str(tmp_path / "new" / "a.b")))
+    assert first == tmp_path / "new" / "a.b.task"
     before = first.read_bytes()
     assert bundler.create_bundle(config(tmp_path, output_filename=first)) == first
     assert first.read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"model.tflite", "a.b.task"}
+    assert {path.name for path in first.parent.iterdir()} == {"a.b.task"}
 
 
 def test_a_model_must_be_one_that_runtimes_can_call(tmp_path: Path) -> None:
@@ -198,7 +198,8 @@ def test_a_model_must_be_one_that_runtimes_can_call(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"a MediaPipe \.bin needs no bundle"):
         bundler.create_bundle(config(tmp_path))
     path.write_bytes(litert_model({"encode": ({}, {"x": (0, [1])})}))
-    with pytest.raises(UnsupportedModelError, match=r"expected signatures prefill\* and decode, got encode"):
+    reason = r"expected signatures prefill\* and decode, got encode; check_model=False \(--no-check-model\) bundles it"
+    with pytest.raises(UnsupportedModelError, match=reason):
         bundler.create_bundle(config(tmp_path))
     path.write_bytes(litert_model())
     with pytest.raises(CorruptFileError, match="aux_embedder"):

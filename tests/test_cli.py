@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from litert_models import litert_model
 
 import hearthlm
 from hearthlm.cli import ExitCode, cli
@@ -285,6 +286,15 @@ def test_inspect_describes_how_a_bundle_is_called() -> None:
     assert "context      128 tokens (axis 1 of the keys, 1 of the values)" in lines
     assert "start        <s>" in lines
     assert r"model turn   '<start_of_turn>model\n' ... '<end_of_turn>\n'" in lines
+
+
+def test_inspect_sends_no_escape_sequence_of_a_file_to_the_terminal(tmp_path: Path) -> None:
+    inputs = {"\x1b[31mtokens": (2, [1, 8])}
+    (tmp_path / "m").write_bytes(litert_model({"\x1b]0;x\x07": (inputs, {}), "decode": (inputs, {})}))
+    result = run("inspect", tmp_path / "m")
+    assert result.returncode == 0
+    assert b"\x1b" not in result.stdout
+    assert rb"'\x1b]0;x\x07': '\x1b[31mtokens' INT32 [1, 8]" in result.stdout
 
 
 def test_inspect_describes_what_is_no_model_by_itself() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hearthlm.errors import BundleError, HearthLMError
+from hearthlm.errors import BundleError, HearthLMError, UnsupportedModelError
 from hearthlm.formats import task_bundle
 from hearthlm.formats.atomic_file import replace_file
 from hearthlm.formats.json_document import parse_json_object
@@ -100,7 +100,7 @@ def create_bundle(config: BundleConfig, progress: Callable[[float], None] | None
     """Write the bundle and return its path; `progress` is called with the part that is written, 0 to 1.
 
     Models are copied in pieces and never held in memory. The file appears whole or not at all, in place of an older
-    one; the same input gives the same bytes.
+    one, and its folder is created; the same input gives the same bytes.
 
     Raises FileNotFoundError, BundleError (also a ValueError) for a tokenizer that cannot be loaded and for tokens that
     it does not have, ModelFormatError or UnsupportedModelError for a model that is not what `check_model` demands.
@@ -127,6 +127,7 @@ def create_bundle(config: BundleConfig, progress: Callable[[float], None] | None
     }
     output = os.fspath(config.output_filename)
     path = Path(output if output.endswith(".task") else output + ".task")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_task_bundle(path, entries, progress)
     return path
 
@@ -251,9 +252,12 @@ def _check_tokens(config: BundleConfig, tokenizer: _BundledTokenizer) -> None:
 def _check_model(path: StrPath, *, is_language_model: bool) -> None:
     """Raise unless the file is a LiteRT model; a language model must have signatures that runtimes know."""
     with MappedFile(path) as file, file.read(0, file.size, "model") as data:
-        model = read_litert_model(data, str(file.path))
-        if is_language_model:
-            llm_signatures(model, str(file.path))
+        try:
+            model = read_litert_model(data, str(file.path))
+            if is_language_model:
+                llm_signatures(model, str(file.path))
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(f"{error}; check_model=False (--no-check-model) bundles it unseen") from None
 
 
 def _metadata(config: BundleConfig, bytes_to_unicode: bool) -> LlmParameters:

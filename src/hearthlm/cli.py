@@ -682,7 +682,7 @@ def _bundle_lines(info: FileInfo) -> list[tuple[str, str]]:
         lines.append(("entry", f"{entry['name']}, {_short(entry['bytes'])}B{kind}"))
     for signature in data["signatures"]:
         tensors = [_tensor_list(signature[side]) for side in ("inputs", "outputs")]
-        lines.append(("signature", f"{signature['name']}: {' -> '.join(tensors)}"))
+        lines.append(("signature", f"{_plain(signature['name'])}: {' -> '.join(tensors)}"))
     if (cache := data["kv_cache"]) is not None:
         shapes = f"{cache['num_layers']} layers, {cache['dtype']}, keys {list(cache['key_shape'])}"
         lines.append(("KV cache", f"{cache['name']}, {shapes}, values {list(cache['value_shape'])}"))
@@ -696,9 +696,9 @@ def _bundle_lines(info: FileInfo) -> list[tuple[str, str]]:
     if info.tokenizer is not None:
         spelling = ", in GPT-2's alphabet" if data["bytes_to_unicode"] else ""
         lines.append(("tokenizer", f"{info.tokenizer['kind']}, {info.tokenizer['vocab_size']} pieces{spelling}"))
-        lines.append(("start", data["start_token"] or "none"))
+        lines.append(("start", _plain(data["start_token"]) or "none"))
         lines.append(("stop", ", ".join(map(repr, data["stop_tokens"])) or "none"))
-        lines += [(f"{role} role", token) for role, token in data["role_tokens"].items()]
+        lines += [(f"{role} role", _plain(token)) for role, token in data["role_tokens"].items()]
         if data["has_chat_template"]:
             lines.append(("chat", "a template in the file"))
     if (templates := info.templates) is not None:
@@ -709,6 +709,11 @@ def _bundle_lines(info: FileInfo) -> list[tuple[str, str]]:
     return lines
 
 
+def _plain(text: str) -> str:
+    """Return a text of a file as it is, or quoted where a terminal would obey it."""
+    return text if text.isprintable() else repr(text)
+
+
 _CACHE, _ADAPTER = re.compile(r"kv_cache_|[kv]_cache_"), re.compile(r"lora_")
 
 
@@ -716,7 +721,9 @@ def _tensor_list(tensors: dict[str, Any]) -> str:
     """Name the tensors of a signature; those of the KV cache and of an adapter are only counted."""
     cache = [name for name in tensors if _CACHE.match(name)]
     adapter = [name for name in tensors if _ADAPTER.match(name)]
-    parts = [f"{name} {t['dtype']} {t['shape']}" for name, t in tensors.items() if name not in (*cache, *adapter)]
+    parts = [
+        f"{_plain(name)} {t['dtype']} {t['shape']}" for name, t in tensors.items() if name not in (*cache, *adapter)
+    ]
     parts += [f"KV cache ({len(cache)})"] if cache else []
     parts += [f"adapter ({len(adapter)})"] if adapter else []
     return ", ".join(parts)

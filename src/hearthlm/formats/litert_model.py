@@ -293,7 +293,7 @@ def _rest(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Return names for an error, at most 12 of them."""
+    """Return names for an error, at most 12 of them, and none that a terminal would obey."""
     listed = sorted(names)
-    text = ", ".join(name[:80] for name in listed[:12])
+    text = ", ".join(name[:80] if name.isprintable() else repr(name[:80]) for name in listed[:12])
     return (f"{text} and {len(listed) - 12} more" if len(listed) > 12 else text) or "none"
