@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,13 @@ def test_a_start_token_is_never_the_unknown_one() -> None:
     assert library.encode("<|endoftext|>") == [296]
 
 
+def test_an_unknown_token_that_also_pads_stays_unknown() -> None:
+    config = json.dumps({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"})
+    model = sentencepiece_model.parse(to_sentencepiece(llama_like(), config.encode()))
+    assert (model.pieces[0], model.types[0]) == (b"<unk>", UNKNOWN)
+    assert b"<unk_>" not in model.pieces
+
+
 def test_ids_that_the_vocabulary_leaves_out_are_filled() -> None:
     document = json.loads(BYTE_BPE)
     document["model"]["vocab"]["Ġjug"] = 300
@@ -248,6 +256,46 @@ def test_what_sentencepiece_cannot_tell_is_refused(name: str) -> None:
 def test_unsound_files_are_refused(raw: bytes, config: bytes, reason: str) -> None:
     with pytest.raises(TokenizerFormatError, match=reason):
         to_sentencepiece(raw, config)
+
+
+def test_an_empty_vocabulary_is_refused_or_only_has_an_unknown_piece() -> None:
+    raw = changed(BYTE_BPE, vocab={}, merges=[])
+    document = json.loads(raw)
+    document["added_tokens"] = []
+    model = sentencepiece_model.parse(to_sentencepiece(json.dumps(document).encode()))
+    assert model.pieces == [b"<unk>"]
+
+
+@given(data=st.data())
+@settings(max_examples=1500, deadline=None)
+def test_damaged_files_are_refused_or_give_a_sound_model(data: st.DataObject) -> None:
+    raw = bytearray(data.draw(st.sampled_from([BYTE_BPE[:800] + BYTE_BPE[-600:], BYTE_BPE, llama_like()])))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(raw) - 1))
+        change = st.sampled_from(
+            [b"", b"null", b"0", b"-1", b'""', b"{}", b"[]", b"true", b"4294967295", b'"Sequence"']
+        )
+        raw[start : start + data.draw(st.integers(0, 12))] = data.draw(change | st.binary(max_size=3))
+    config = bytes(data.draw(st.sampled_from([b"", BYTE_BPE_CONFIG, b'{"bos_token": 1, "eos_token": ["x"]}'])))
+    for compatible in (False, True):
+        with suppress(TokenizerFormatError, UnsupportedModelError):
+            assert sentencepiece_model.parse(
+                to_sentencepiece(bytes(raw), config, mediapipe_compatible=compatible)
+            ).pieces
+
+
+def test_changed_fields_are_refused_or_give_a_sound_model() -> None:
+    values: list[Any] = [None, 0, -1, "", "x", [], {}, True, {"type": "ByteLevel"}, {"type": "Sequence"}]
+    for source in (BYTE_BPE, llama_like()):
+        document = json.loads(source)
+        for part in (document, document["model"], document["added_tokens"][0]):
+            for key in list(part):
+                old = part[key]
+                for value in values:
+                    part[key] = value
+                    with suppress(TokenizerFormatError, UnsupportedModelError):
+                        to_sentencepiece(json.dumps(document).encode(), LLAMA_CONFIG)
+                part[key] = old
 
 
 def test_mediapipe_compatible_needs_the_unknown_token_in_the_vocabulary() -> None:
