@@ -20,6 +20,7 @@ LAYERS = {
     "formats": 2,
     "runtime": 3,
     "answer": 4,
+    "bundler": 4,
     "chat": 4,
     "chat_template": 4,
     "converter": 4,

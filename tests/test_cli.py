@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from litert_models import litert_model
 
 import hearthlm
 from hearthlm.cli import ExitCode, _exit_code, cli
@@ -327,6 +328,55 @@ def test_a_shell_completes_commands_and_options() -> None:
     assert result.stdout.split() == ["--system"]
     for shell in ("zsh", "fish"):
         assert "hearthlm" in run("completion", shell).stdout.decode()
+
+
+def test_a_bundle_is_taken_apart_and_made_again(tmp_path: Path) -> None:
+    original = Path(__file__).parent / "golden" / "litert" / "gemma3_q8_ekv128.task"
+    parts = run("unbundle", original, "-o", tmp_path / "parts")
+    assert (parts.returncode, parts.stderr) == (0, b"")
+    model, tokenizer, _ = parts.stdout.decode().splitlines()
+    again = run("unbundle", original, "-o", tmp_path / "parts")
+    assert again.returncode == ExitCode.CANNOT_CREATE
+    assert "the file is there already; overwrite (--force) replaces it" in again.stderr.decode()
+    assert again.stdout == b""
+    assert run("unbundle", original, "-o", tmp_path / "parts", "--force").returncode == 0
+
+    bundle = ("bundle", "--tflite-model", model, "--tokenizer-model", tokenizer, "--start-token", "<s>")
+    made = run(
+        *bundle, "--stop-token", "</s>", "--stop-token", "a\\\\b\\n", "-o", tmp_path / "made",
+        "--prompt-prefix-user", "<start_of_turn>user\\n", "--prompt-suffix-user", "<end_of_turn>\\n",
+    )  # fmt: skip
+    assert (made.returncode, made.stderr) == (0, b"")
+    assert made.stdout.decode() == f"{tmp_path / 'made.task'}\n"
+    document = json.loads(run("inspect", tmp_path / "made.task", "--json").stdout)
+    assert document["templates"]["user"] == {"prefix": "<start_of_turn>user\n", "suffix": "<end_of_turn>\n"}
+    assert document["metadata"]["stop_tokens"] == ["</s>", "a\\b\n"]
+    assert document["metadata"]["kv_cache"]["num_tokens"] == 128
+
+    refused = run(*bundle, "--stop-token", "<nothing>", "-o", tmp_path / "refused.task")
+    assert refused.returncode == ExitCode.BAD_DATA
+    assert "Failed to encode stop token <nothing> with tokenizer." in refused.stderr.decode()
+    both = ("--prompt-prefix", "x", "--prompt-prefix-user", "y")
+    assert run(*bundle, "--stop-token", "</s>", "-o", tmp_path / "refused", *both).returncode == ExitCode.USAGE
+    assert run(*bundle, "-o", tmp_path / "refused").returncode == ExitCode.USAGE
+    assert not list(tmp_path.glob("refused*"))
+
+
+def test_inspect_describes_how_a_bundle_is_called() -> None:
+    lines = run("inspect", GEMMA.parents[2] / "litert" / "gemma3_q8_ekv128.task").stdout.decode().splitlines()
+    assert "signature    decode: input_pos INT32 [1], tokens INT32 [1, 1], KV cache (4) -> logits" in "\n".join(lines)
+    assert "context      128 tokens (axis 1 of the keys, 1 of the values)" in lines
+    assert "start        <s>" in lines
+    assert r"model turn   '<start_of_turn>model\n' ... '<end_of_turn>\n'" in lines
+
+
+def test_inspect_sends_no_escape_sequence_of_a_file_to_the_terminal(tmp_path: Path) -> None:
+    inputs = {"\x1b[31mtokens": (2, [1, 8])}
+    (tmp_path / "m").write_bytes(litert_model({"\x1b]0;x\x07": (inputs, {}), "decode": (inputs, {})}))
+    result = run("inspect", tmp_path / "m")
+    assert result.returncode == 0
+    assert b"\x1b" not in result.stdout
+    assert rb"'\x1b]0;x\x07': '\x1b[31mtokens' INT32 [1, 8]" in result.stdout
 
 
 def test_inspect_describes_what_is_no_model_by_itself() -> None:

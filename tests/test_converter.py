@@ -598,7 +598,7 @@ def test_a_plan_says_what_would_be_written_and_writes_nothing(tmp_path: Path) ->
 
 def test_progress_names_every_tensor_and_ends_at_one(tmp_path: Path) -> None:
     seen: list[tuple[str, float]] = []
-    plan = convert_checkpoint(gemma(tmp_path), lambda name, part: seen.append((name, part)))
+    plan = convert_checkpoint(gemma(tmp_path), lambda part, name: seen.append((name, part)))
     assert {name for name, _ in seen} == {tensor.name for tensor in plan.tensors}
     assert [part for _, part in seen] == sorted(part for _, part in seen)
     assert seen[-1][1] == 1.0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import random_models
 
+from hearthlm.bundler import extract_bundle
 from hearthlm.demo import model_path
 from hearthlm.formats.weights_bin import WeightsBin
 
@@ -33,6 +34,9 @@ def readers_folder(tmp_path: Path) -> Path:
     (tmp_path / "model.bin").symlink_to(model_path())
     (tmp_path / "question.txt").write_text("Tell me a story about a cat.")
     (tmp_path / "letter.txt").write_text("Tell me a story about a dog.")
+    bundle = ROOT / "tests" / "golden" / "litert" / "gemma3_q8_ekv128.task"
+    extract_bundle(bundle, tmp_path).files[0].rename(tmp_path / "gemma3.tflite")
+    (tmp_path / "gemma3.task").symlink_to(bundle)
     return tmp_path
 
 

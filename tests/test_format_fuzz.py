@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from litert_models import litert_model
 
 from hearthlm.errors import ModelFormatError, UnsupportedModelError
 from hearthlm.formats import detect_format
+from hearthlm.formats.litert_model import llm_signatures
 from hearthlm.formats.safetensors_file import SafetensorsFile
+from hearthlm.formats.task_bundle import METADATA, MODEL, TOKENIZER, TOKENIZER_JSON, TaskBundle, write_task_bundle
 from hearthlm.formats.torch_zip import TorchZip
 from hearthlm.formats.weights_bin import WeightsBin
 
@@ -202,11 +205,35 @@ def test_mutated_torch_archives(tmp_path: Path) -> None:
     fuzz([(data, data.index(b"PK\x07\x08"))], mutated_archive, tmp_path / "m.bin", read_torch_zip)
 
 
+def read_task_bundle(path: Path) -> None:
+    with TaskBundle.open(path) as bundle:
+        _ = bundle.sentencepiece_model, bundle.tokenizer_json, bundle.parameters.stop_tokens
+        llm_signatures(bundle.model, "m")
+        for name in bundle.entries:
+            bytes(bundle.entry(name))
+
+
+def mutated_bundle(data: bytes, head: int, dice: random.Random) -> bytes:
+    """Change the archive's records, or the model inside, and leave each whole in turn."""
+    if dice.random() < 0.5:
+        return mutated_archive(data, head, dice)
+    model = mutated(data[56:head], head - 56, dice)[: head - 56].ljust(head - 56, b"\0")
+    return data[:56] + model + data[head:]
+
+
+def test_mutated_task_bundles(tmp_path: Path) -> None:
+    model, path = tmp_path / "m.tflite", tmp_path / "m.task"
+    model.write_bytes(litert_model())
+    write_task_bundle(path, {MODEL: model, TOKENIZER: b"t", METADATA: b"2\x05<bos>", TOKENIZER_JSON: b"{}"})
+    data = path.read_bytes()
+    fuzz([(data, data.index(TOKENIZER.encode()) - 32)], mutated_bundle, path, read_task_bundle)
+
+
 @pytest.mark.parametrize("size", [0, 1, 3, 7, 8, 21, 64])
 def test_tiny_files(size: int, tmp_path: Path) -> None:
     for fill in (b"\0", b"\xff", b"PK\x05\x06", b"TFL3", b"{"):
         path = tmp_path / "m"
         path.write_bytes((fill * 64)[:size])
-        for read in (read_weights_bin, read_safetensors, read_torch_zip):
+        for read in (read_weights_bin, read_safetensors, read_torch_zip, read_task_bundle):
             with pytest.raises(Refused):
                 read(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from hearthlm.errors import TokenizerFormatError, UnsupportedModelError
 from hearthlm.formats.weights_bin import WeightsBin
-from hearthlm.tokenizers import byte_alphabet, from_hugging_face, from_sentencepiece, sentencepiece_model
+from hearthlm.tokenizers import (
+    Tokenizer,
+    byte_alphabet,
+    from_hugging_face,
+    from_sentencepiece,
+    sentencepiece_model,
+)
 from hearthlm.tokenizers.hugging_face_to_sentencepiece import is_byte_level, to_sentencepiece
 from hearthlm.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
@@ -53,6 +60,20 @@ def llama_like() -> bytes:
 LLAMA_CONFIG = b'{"bos_token": "<s>", "eos_token": "</s>", "unk_token": {"content": "<unk>"}}'
 
 
+@functools.cache
+def byte_level_tokenizers() -> tuple[Tokenizer, Tokenizer]:
+    """Return the tokenizer of the source and that of the converted model."""
+    model = to_sentencepiece(BYTE_BPE, BYTE_BPE_CONFIG)
+    return from_hugging_face(BYTE_BPE, json.loads(BYTE_BPE_CONFIG)), from_sentencepiece(model, bytes_to_unicode=True)
+
+
+@functools.cache
+def space_marking_tokenizers() -> tuple[Tokenizer, Tokenizer]:
+    """Return the tokenizer of the source and that of the converted model."""
+    model = to_sentencepiece(llama_like(), LLAMA_CONFIG)
+    return from_hugging_face(llama_like(), json.loads(LLAMA_CONFIG)), from_sentencepiece(model)
+
+
 def changed(raw: bytes, **model: Any) -> bytes:
     """Return the tokenizer.json with these fields of its model."""
     document = json.loads(raw)
@@ -71,22 +92,41 @@ def test_mediapipe_compatible_is_what_lies_in_mediapipe_s_files(backend: str) ->
         assert file.tokenizer == to_sentencepiece(BYTE_BPE, BYTE_BPE_CONFIG, mediapipe_compatible=True)
 
 
-@given(text=st.text(max_size=60) | st.text("the qu ick\n<|endoftext|>é漢 ", max_size=40))
+WORDS = [
+    "the",
+    " quick",
+    "  ",
+    "\n",
+    " ",
+    "ju",
+    "mp",
+    "<|endoftext|>",
+    "<unk>",
+    "</s>",
+    "<|turn|>",
+    "é",
+    "漢",
+    "Ġ",
+    "▁",
+    "x",
+]
+words = st.lists(st.sampled_from(WORDS), max_size=12).map("".join)
+
+
+@given(text=st.text(max_size=60) | words)
 @settings(max_examples=500, deadline=None)
 def test_a_byte_level_vocabulary_keeps_its_tokens(text: str) -> None:
-    source = from_hugging_face(BYTE_BPE, json.loads(BYTE_BPE_CONFIG))
-    model = to_sentencepiece(BYTE_BPE, BYTE_BPE_CONFIG)
-    ours = from_sentencepiece(model, bytes_to_unicode=True)
+    source, ours = byte_level_tokenizers()
     ids = source.encode(text)
     assert ours.encode(text) == ids
+    ids = [i for i in ids if not source.is_special(i)]  # one that is user-defined here is printed
     assert ours.decode(ids) == source.decode(ids)
 
 
-@given(text=st.text(max_size=60) | st.text("the house_ \n▁12é漢<|>", max_size=40))
+@given(text=st.text(max_size=60) | words)
 @settings(max_examples=500, deadline=None)
 def test_a_vocabulary_with_marked_spaces_keeps_its_tokens(text: str) -> None:
-    source = from_hugging_face(llama_like(), json.loads(LLAMA_CONFIG))
-    ours = from_sentencepiece(to_sentencepiece(llama_like(), LLAMA_CONFIG))
+    source, ours = space_marking_tokenizers()
     # Behind an added token Llama's normaliser puts another `▁`, SentencePiece does not.
     assume(not any(token in text for token in ("<unk>", "<s>", "</s>", "<|turn|>")))
     assert ours.encode(text) == source.encode(text)
@@ -107,7 +147,7 @@ def test_an_added_token_keeps_its_text_where_the_spelling_is_taken() -> None:
     document["added_tokens"][1]["id"] = 298
     raw = json.dumps(document).encode()
     model = to_sentencepiece(raw, BYTE_BPE_CONFIG)
-    assert sentencepiece_model.parse(model).pieces[297:] == ["ĠĠ".encode(), b"  "]
+    assert sentencepiece_model.parse(model).pieces[297:299] == ["ĠĠ".encode(), b"  "]
     assert from_sentencepiece(model, bytes_to_unicode=True).encode("  ") == [298]
 
 
@@ -135,6 +175,21 @@ def test_without_an_unknown_token_one_comes_behind_the_vocabulary() -> None:
     model = sentencepiece_model.parse(to_sentencepiece(BYTE_BPE, b"{}"))
     assert model.types[298] == UNKNOWN
     assert len(model.pieces) == 299
+
+
+def test_a_start_token_is_never_the_unknown_one() -> None:
+    """Readers ask for it by name, and the library answers with the unknown token's id where there is no such piece."""
+    library = sentencepiece.SentencePieceProcessor(model_proto=to_sentencepiece(BYTE_BPE, BYTE_BPE_CONFIG))
+    assert library.piece_to_id("<|endoftext|>") == 296
+    assert library.unk_id() == 298
+    assert library.encode("<|endoftext|>") == [296]
+
+
+def test_an_unknown_token_that_also_pads_stays_unknown() -> None:
+    config = json.dumps({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"})
+    model = sentencepiece_model.parse(to_sentencepiece(llama_like(), config.encode()))
+    assert (model.pieces[0], model.types[0]) == (b"<unk>", UNKNOWN)
+    assert b"<unk_>" not in model.pieces
 
 
 def test_ids_that_the_vocabulary_leaves_out_are_filled() -> None:
@@ -218,6 +273,46 @@ def test_what_sentencepiece_cannot_tell_is_refused(name: str) -> None:
 def test_unsound_files_are_refused(raw: bytes, config: bytes, reason: str) -> None:
     with pytest.raises(TokenizerFormatError, match=reason):
         to_sentencepiece(raw, config)
+
+
+def test_an_empty_vocabulary_is_refused_or_only_has_an_unknown_piece() -> None:
+    raw = changed(BYTE_BPE, vocab={}, merges=[])
+    document = json.loads(raw)
+    document["added_tokens"] = []
+    model = sentencepiece_model.parse(to_sentencepiece(json.dumps(document).encode()))
+    assert model.pieces == [b"<unk>"]
+
+
+@given(data=st.data())
+@settings(max_examples=500, deadline=None)
+def test_damaged_files_are_refused_or_give_a_sound_model(data: st.DataObject) -> None:
+    raw = bytearray(data.draw(st.sampled_from([BYTE_BPE[:800] + BYTE_BPE[-600:], BYTE_BPE, llama_like()])))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(raw) - 1))
+        change = st.sampled_from(
+            [b"", b"null", b"0", b"-1", b'""', b"{}", b"[]", b"true", b"4294967295", b'"Sequence"']
+        )
+        raw[start : start + data.draw(st.integers(0, 12))] = data.draw(change | st.binary(max_size=3))
+    config = bytes(data.draw(st.sampled_from([b"", BYTE_BPE_CONFIG, b'{"bos_token": 1, "eos_token": ["x"]}'])))
+    for compatible in (False, True):
+        with suppress(TokenizerFormatError, UnsupportedModelError):
+            assert sentencepiece_model.parse(
+                to_sentencepiece(bytes(raw), config, mediapipe_compatible=compatible)
+            ).pieces
+
+
+def test_changed_fields_are_refused_or_give_a_sound_model() -> None:
+    values: list[Any] = [None, 0, -1, "", "x", [], {}, True, {"type": "ByteLevel"}, {"type": "Sequence"}]
+    for source in (BYTE_BPE, llama_like()):
+        document = json.loads(source)
+        for part in (document, document["model"], document["added_tokens"][0]):
+            for key in list(part):
+                old = part[key]
+                for value in values:
+                    part[key] = value
+                    with suppress(TokenizerFormatError, UnsupportedModelError):
+                        to_sentencepiece(json.dumps(document).encode(), LLAMA_CONFIG)
+                part[key] = old
 
 
 def test_mediapipe_compatible_needs_the_unknown_token_in_the_vocabulary() -> None:

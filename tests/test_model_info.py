@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from litert_models import litert_model
 from random_models import CONFIGS, write_checkpoint
 from safetensors.numpy import save_file
 
@@ -54,17 +54,41 @@ def test_a_bundle() -> None:
     assert info.templates is not None
     assert info.templates.user.prefix
     assert info.metadata["stop_tokens"] == ["<eos>", "<end_of_turn>"]
+    assert "without operators" in info.metadata["problem"]
     least = described(GOLDEN / "0.10.35" / "bundle_min.task")
     assert least.templates is not None
     assert least.templates.user.prefix == ""
+    roles = described(GOLDEN / "0.10.35" / "bundle_roles.task").metadata["role_tokens"]
+    assert roles == {"user": "<u>", "system": "<s>", "model": "<m>", "end": "<e>"}
+    assert described(GOLDEN / "0.10.14" / "bundle_b2u.task").metadata["bytes_to_unicode"]
 
 
-def test_a_bundle_whose_metadata_is_no_message_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.task"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("METADATA", b"\xff\xff")
-    with pytest.raises(hearthlm.CorruptFileError, match="METADATA"):
-        inspect_file(path)
+def test_how_the_model_in_a_bundle_is_called() -> None:
+    metadata = described(GOLDEN.parent / "litert" / "gemma3_mask_transposed_q8_ekv128.task").metadata
+    assert "problem" not in metadata
+    assert [signature["name"] for signature in metadata["signatures"]] == ["prefill_8", "prefill_32", "decode"]
+    assert metadata["signatures"][2]["outputs"]["logits"] == {"dtype": "FLOAT32", "shape": [1, 1, 512]}
+    assert metadata["prefill_lengths"] == {"prefill_32": 32, "prefill_8": 8}
+    assert metadata["kv_cache"] == {
+        "name": "kv_cache_k_{layer}",
+        "num_layers": 2,
+        "dtype": "FLOAT32",
+        "key_shape": (1, 1, 128, 32),
+        "value_shape": (1, 1, 32, 128),
+        "key_axis": 2,
+        "value_axis": 3,
+        "num_tokens": 128,
+    }
+
+
+def test_a_litert_model_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(litert_model())
+    info = described(path)
+    assert info.format == "tflite"
+    assert info.metadata["prefill_lengths"] == {"prefill_8": 8}
+    path.write_bytes(litert_model({"serving_default": ({}, {"x": (0, [1])})}))
+    assert "expected signatures prefill* and decode" in described(path).metadata["problem"]
 
 
 def test_a_peft_adapter(tmp_path: Path) -> None:
@@ -108,13 +132,16 @@ def test_tokenizers(tmp_path: Path) -> None:
     assert described(tmp_path / "y").tokenizer == {"kind": "hugging_face", "vocab_size": 2}
 
 
-@pytest.mark.parametrize(
-    ("data", "kind"), [(b"LITERTLM" + bytes(24), "litertlm"), (bytes(4) + b"TFL3" + bytes(24), "tflite")]
-)
-def test_what_is_recognised_but_not_read_says_so(data: bytes, kind: str, tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(data)
+def test_what_is_recognised_but_not_read_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"LITERTLM" + bytes(24))
     info = described(tmp_path / "x")
-    assert (info.format, info.metadata) == (kind, {"num_bytes": 32, "contents": "not described yet"})
+    assert (info.format, info.metadata) == ("litertlm", {"num_bytes": 32, "contents": "not described yet"})
+
+
+def test_a_damaged_litert_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(bytes(4) + b"TFL3" + bytes(24))
+    with pytest.raises(hearthlm.CorruptFileError, match="root table"):
+        inspect_file(tmp_path / "x")
 
 
 @pytest.mark.parametrize("data", [b"# a text", b"{}", b"{", b"\n\x03abc", b"GGUF1234"])

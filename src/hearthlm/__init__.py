@@ -6,8 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hearthlm import bundler
     from hearthlm.answer import GenerationResult
     from hearthlm.errors import (
+        BundleError,
         ContextLengthError,
         CorruptFileError,
         EngineClosedError,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 # Loaded when first asked for: `import hearthlm` costs next to nothing.
 _HOMES = {
+    "BundleError": "errors",
     "ContextLengthError": "errors",
     "CorruptFileError": "errors",
     "EngineClosedError": "errors",
@@ -57,9 +60,13 @@ _HOMES = {
     "inspect_model": "model_info",
 }
 
+# As in MediaPipe, the toolchain's parts are modules: `from hearthlm import bundler`.
+_MODULES = ("bundler",)
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "BundleError",
     "ContextLengthError",
     "CorruptFileError",
     "EngineClosedError",
@@ -84,12 +91,15 @@ __all__ = [
     "UnsafeFileError",
     "UnsupportedModelError",
     "__version__",
+    "bundler",
     "inspect_file",
     "inspect_model",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"hearthlm.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'hearthlm' has no attribute {name!r}")
     value = getattr(import_module(f"hearthlm.{_HOMES[name]}"), name)

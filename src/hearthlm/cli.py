@@ -8,13 +8,14 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
@@ -527,15 +528,8 @@ def _convert(config: ConversionConfig, num_threads: int | None, *, as_json: bool
     from hearthlm.converter import convert_checkpoint
 
     started = time.perf_counter()
-    if not _shows_progress():
-        plan = convert_checkpoint(config, num_threads=num_threads)
-    else:
-        with click.progressbar(length=1000, label="converting", file=sys.stderr, item_show_func=lambda n: n) as bar:
-
-            def show(tensor: str, part: float) -> None:
-                bar.update(int(part * 1000) - bar.pos, tensor.rpartition("transformer.")[2])
-
-            plan = convert_checkpoint(config, show, num_threads=num_threads)
+    with _progress("converting") as show:
+        plan = convert_checkpoint(config, show, num_threads=num_threads)
     if as_json:
         _print_json({**plan.to_json(), "seconds": round(time.perf_counter() - started, 3)})
     else:
@@ -596,6 +590,89 @@ def inspect(file: str, as_json: bool) -> None:
         click.echo(_described_file(info))
 
 
+@cli.command()
+@click.option("--tflite-model", required=True, type=click.Path(), help="A LiteRT model, prefill and decode.")
+@click.option(
+    "--tokenizer-model",
+    required=True,
+    type=click.Path(),
+    help="A SentencePiece model, or a Hugging Face tokenizer.json or the folder with it.",
+)
+@click.option("--start-token", required=True, metavar="TOKEN", help="What begins every prompt.")
+@click.option("--stop-token", "stop_tokens", required=True, multiple=True, metavar="TOKEN", help="May be repeated.")
+@click.option("-o", "--output", "output_filename", required=True, type=click.Path(), help="The .task to write.")
+@click.option(
+    "--bytes-to-unicode",
+    "enable_bytes_to_unicode_mapping",
+    is_flag=True,
+    help="The SentencePiece model is spelled in GPT-2's alphabet.",
+)
+@click.option("--system-prompt", metavar="TEXT", help="What comes before the conversation.")
+@_options(
+    *(
+        click.option(f"--prompt-{part}-{role}", metavar="TEXT", help=f"What {verb} a turn of the {role}.")
+        for role in ("user", "model", "system")
+        for part, verb in (("prefix", "begins"), ("suffix", "ends"))
+    )
+)
+@click.option("--prompt-prefix", metavar="TEXT", help="Instead of turns: what comes before what the user says.")
+@click.option("--prompt-suffix", metavar="TEXT", help="Instead of turns: what comes between it and the answer.")
+@_options(*(click.option(f"--{role}-role-token", metavar="TOKEN") for role in ("user", "system", "model", "end")))
+@_options(
+    *(
+        click.option(f"--tflite-{part}", type=click.Path(), help="A further LiteRT model.")
+        for part in ("embedder", "per-layer-embedder", "vision-encoder", "vision-adapter")
+    )
+)
+@click.option("--check-model/--no-check-model", default=True, show_default=True, help="Look at the models' signatures.")
+def bundle(stop_tokens: tuple[str, ...], **fields: Any) -> None:
+    """Put a LiteRT model, its tokenizer and the turns of a prompt into a .task file.
+
+    In a TEXT or TOKEN, \\n stands for a line break, \\t for a tab and \\\\ for a backslash. Prints the bundle's path.
+
+    \b
+    hearthlm bundle --tflite-model gemma3.tflite --tokenizer-model tokenizer.model -o gemma3.task \\
+        --start-token "<bos>" --stop-token "<eos>" --stop-token "<end_of_turn>" \\
+        --prompt-prefix-user "<start_of_turn>user\\n" --prompt-suffix-user "<end_of_turn>\\n" \\
+        --prompt-prefix-model "<start_of_turn>model\\n" --prompt-suffix-model "<end_of_turn>\\n"
+    """
+    for name, value in fields.items():
+        if value is not None and name.startswith(("prompt_", "system_prompt", *_TOKENS)):
+            fields[name] = _unescaped(value)
+    config = hearthlm.bundler.BundleConfig(stop_tokens=[_unescaped(token) for token in stop_tokens], **fields)
+    with _progress("writing") as show:
+        path = hearthlm.bundler.create_bundle(config, show)
+    click.echo(path)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(), shell_complete=_complete_file)
+@click.option("-o", "--output-dir", required=True, type=click.Path(), help="The folder to write to; it is created.")
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+def unbundle(file: str, output_dir: str, force: bool) -> None:
+    """Take a .task FILE apart: its model, its tokenizer and its metadata become files with fixed names.
+
+    Prints the path of each file. What the FILE holds beyond the known entries is left in it, and named on stderr.
+
+    \b
+    hearthlm unbundle gemma3.task -o parts
+    """
+    extracted = hearthlm.bundler.extract_bundle(file, output_dir, overwrite=force)
+    for path in extracted.files:
+        click.echo(path)
+    for name in extracted.unknown_entries:
+        click.echo(f"hearthlm: the entry {name} is not known, and left in the bundle", err=True)
+
+
+_TOKENS = ("start_token", "user_role", "system_role", "model_role", "end_role")
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+
+
+def _unescaped(text: str) -> str:
+    """Return `text` with the line breaks, tabs and backslashes that a shell makes hard to type."""
+    return re.sub(r"\\([nt\\])", lambda match: _ESCAPES[match[1]], text)
+
+
 def main() -> None:
     """Run the command line; the process ends with one of ExitCode."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -638,6 +715,8 @@ def _message(error: BaseException) -> str:
 def _exit_code(error: BaseException) -> ExitCode:
     if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
         return ExitCode.NO_INPUT
+    if isinstance(error, FileExistsError):
+        return ExitCode.CANNOT_CREATE
     if isinstance(error, PermissionError):
         return ExitCode.NO_PERMISSION
     if isinstance(error, (hearthlm.HearthLMError, UnicodeError)):
@@ -676,11 +755,6 @@ def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tu
     return model, prompt
 
 
-def _shows_progress() -> bool:
-    """Tell whether a person is watching stderr."""
-    return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
-
-
 def _is_model(argument: str) -> bool:
     """Say whether a lone argument is rather a model than a prompt."""
     with contextlib.suppress(OSError):  # a long prompt is no name of a file
@@ -691,16 +765,27 @@ def _is_model(argument: str) -> bool:
 
 def _load(options: hearthlm.LlmInferenceOptions) -> LlmInference:
     """Load a model, with a progress bar where a person is watching."""
-    if not _shows_progress():
-        return hearthlm.LlmInference.create_from_options(options)
-    with click.progressbar(length=1000, label="loading", file=sys.stderr) as bar:
+    with _progress("loading") as show:
+        return hearthlm.LlmInference.create_from_options(options, show)
 
-        def show(part: float) -> None:
-            bar.update(int(part * 1000) - bar.pos)
 
-        llm = hearthlm.LlmInference.create_from_options(options, show)
+class _Show(Protocol):
+    def __call__(self, part: float, name: str | None = None) -> None: ...
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Iterator[_Show | None]:
+    """Yield what draws a progress bar, from 0 to 1 and with the name of what is done, None where nobody is watching."""
+    if not sys.stderr.isatty() or os.environ.get("CI") or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    with click.progressbar(length=1000, label=label, file=sys.stderr, item_show_func=lambda name: name) as bar:
+
+        def show(part: float, name: str | None = None) -> None:
+            bar.update(int(part * 1000) - bar.pos, name)
+
+        yield show
     sys.stderr.write("\x1b[1A\x1b[2K")  # the bar has done its work
-    return llm
 
 
 def _print_stream(increments: Iterator[str]) -> None:
@@ -771,14 +856,12 @@ _FORMAT_NAMES = {
 
 def _described_file(info: FileInfo) -> str:
     lines = [("format", _FORMAT_NAMES.get(info.format, info.format))]
+    if info.format in ("task", "tflite"):
+        return _columns([*lines, *_bundle_lines(info)])
     if info.tokenizer is not None:
         lines.append(("tokenizer", f"{info.tokenizer['kind']}, {info.tokenizer['vocab_size']} pieces"))
     for name, value in info.metadata.items():
-        if name == "entries":
-            for entry in value:
-                kind = f" ({entry['kind']})" if entry["kind"] else ""
-                lines.append(("entry", f"{entry['name']}, {_short(entry['bytes'])}B{kind}"))
-        elif value not in (None, "", []):
+        if value not in (None, "", []):
             lines.append(
                 (
                     name.removeprefix("num_").replace("_", " "),
@@ -788,6 +871,62 @@ def _described_file(info: FileInfo) -> str:
     if info.templates is not None:
         lines.append(("templates", "in the file" if info.templates.user.prefix else "none"))
     return _columns([*lines, *_tensor_lines(info)])
+
+
+def _bundle_lines(info: FileInfo) -> list[tuple[str, str]]:
+    """Describe a .task, or the LiteRT model alone."""
+    data = info.metadata
+    lines = []
+    for entry in data.get("entries", ()):
+        kind = f" ({entry['kind']})" if entry["kind"] else ""
+        lines.append(("entry", f"{entry['name']}, {_short(entry['bytes'])}B{kind}"))
+    for signature in data["signatures"]:
+        tensors = [_tensor_list(signature[side]) for side in ("inputs", "outputs")]
+        lines.append(("signature", f"{_plain(signature['name'])}: {' -> '.join(tensors)}"))
+    if (cache := data["kv_cache"]) is not None:
+        shapes = f"{cache['num_layers']} layers, {cache['dtype']}, keys {list(cache['key_shape'])}"
+        lines.append(("KV cache", f"{cache['name']}, {shapes}, values {list(cache['value_shape'])}"))
+        if cache["num_tokens"] is not None:
+            axes = f"axis {cache['key_axis']} of the keys, {cache['value_axis']} of the values"
+            lines.append(("context", f"{cache['num_tokens']} tokens ({axes})"))
+    if data["lora_ranks"]:
+        lines.append(("LoRA", f"rank {', '.join(map(str, data['lora_ranks']))}"))
+    if "problem" in data:
+        lines.append(("problem", data["problem"]))
+    if info.tokenizer is not None:
+        spelling = ", in GPT-2's alphabet" if data["bytes_to_unicode"] else ""
+        lines.append(("tokenizer", f"{info.tokenizer['kind']}, {info.tokenizer['vocab_size']} pieces{spelling}"))
+        lines.append(("start", _plain(data["start_token"]) or "none"))
+        lines.append(("stop", ", ".join(map(repr, data["stop_tokens"])) or "none"))
+        lines += [(f"{role} role", _plain(token)) for role, token in data["role_tokens"].items()]
+        if data["has_chat_template"]:
+            lines.append(("chat", "a template in the file"))
+    if (templates := info.templates) is not None:
+        if templates.session_prefix:
+            lines.append(("system prompt", repr(templates.session_prefix)))
+        turns = [(f"{role} turn", getattr(templates, role)) for role in ("user", "model", "system")]
+        lines += [(role, f"{turn.prefix!r} ... {turn.suffix!r}") for role, turn in turns if turn.prefix or turn.suffix]
+    return lines
+
+
+def _plain(text: str) -> str:
+    """Return a text of a file as it is, or quoted where a terminal would obey it."""
+    return text if text.isprintable() else repr(text)
+
+
+_CACHE, _ADAPTER = re.compile(r"kv_cache_|[kv]_cache_"), re.compile(r"lora_")
+
+
+def _tensor_list(tensors: dict[str, Any]) -> str:
+    """Name the tensors of a signature; those of the KV cache and of an adapter are only counted."""
+    cache = [name for name in tensors if _CACHE.match(name)]
+    adapter = [name for name in tensors if _ADAPTER.match(name)]
+    parts = [
+        f"{_plain(name)} {t['dtype']} {t['shape']}" for name, t in tensors.items() if name not in (*cache, *adapter)
+    ]
+    parts += [f"KV cache ({len(cache)})"] if cache else []
+    parts += [f"adapter ({len(adapter)})"] if adapter else []
+    return ", ".join(parts)
 
 
 def _tensor_lines(info: ModelInfo | FileInfo) -> list[tuple[str, str]]:

@@ -219,7 +219,7 @@ class ConversionPlan:
         return asdict(self)
 
 
-Progress = Callable[[str, float], None]
+Progress = Callable[[float, str], None]
 
 
 def plan_conversion(config: ConversionConfig) -> ConversionPlan:
@@ -233,8 +233,8 @@ def convert_checkpoint(
 ) -> ConversionPlan:
     """Convert a checkpoint, and its adapter if there is one, and return what was written.
 
-    A file appears whole or not at all; folders are made. `progress(name, part)` gets the tensor's name and the part of
-    the work that is done. `num_threads` None means one per physical core; the bytes do not depend on it. Raises
+    A file appears whole or not at all; folders are made. `progress(part, name)` gets the part of the work that is
+    done and the tensor's name. `num_threads` None means one per physical core; the bytes do not depend on it. Raises
     FileNotFoundError, ModelFormatError and UnsupportedModelError by name for a checkpoint that cannot be converted,
     OSError for a disk that is full.
     """
@@ -283,7 +283,7 @@ class _Conversion:
             done += num_bytes
             self._checkpoint.release_pages()
             if progress is not None:
-                progress(name, min(1.0, done / total))
+                progress(min(1.0, done / total), name)
 
         for path in (config.output_file, config.lora_output_file):
             if path is not None:

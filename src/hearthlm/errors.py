@@ -12,6 +12,7 @@ A caller's mistake (an option out of range, a wrong type) is a `ValueError` or `
     │   ├── TensorMismatchError     a tensor is missing, or has another shape or type than the model needs
     │   └── TokenizerFormatError    the tokenizer inside or beside a model cannot be read
     ├── UnsupportedModelError       the file is sound, but holds a model, a format or a field that is not understood
+    ├── BundleError                 the parts of a bundle do not fit together; also a ValueError
     ├── ContextLengthError          the tokens do not fit into the context; also a ValueError
     ├── SessionBusyError            the session is still answering an earlier call
     └── EngineClosedError           the model was closed while the call was under way, or before it
@@ -58,6 +59,10 @@ class TokenizerFormatError(ModelFormatError):
 
 class UnsupportedModelError(HearthLMError):
     """The file is sound, but holds a model, a format or a field that is not understood."""
+
+
+class BundleError(HearthLMError, ValueError):
+    """The parts of a bundle do not fit together: its tokenizer cannot be loaded, or lacks a token that is named."""
 
 
 class ContextLengthError(HearthLMError, ValueError):

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from hearthlm.errors import CorruptFileError, HearthLMError, UnsupportedModelError
-from hearthlm.formats import detect_format
+from hearthlm.errors import HearthLMError, UnsupportedModelError
+from hearthlm.formats import detect_format, task_bundle
 from hearthlm.formats.checkpoint import Checkpoint
+from hearthlm.formats.litert_model import LiteRtModel, TensorSpec, llm_signatures, read_litert_model
 from hearthlm.formats.llm_parameters import prompt_templates
-from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.safetensors_file import SafetensorsFile
-from hearthlm.formats.stored_zip import read_zip_entries
+from hearthlm.formats.task_bundle import TaskBundle
 from hearthlm.formats.weights_bin import WeightsBin
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.model import Model, ModelInfo, TensorInfo
 from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
 
-MAX_METADATA_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 256 << 20
 _SESSION = "hearthlm-session"
 
@@ -78,7 +76,9 @@ def inspect_file(path: str | PathLike[str]) -> ModelInfo | FileInfo:
         return _adapter_bin_info(path) or inspect_model(path)
     if kind == "task":
         return _bundle_info(path)
-    if kind in ("litertlm", "tflite"):
+    if kind == "tflite":
+        return _litert_info(path)
+    if kind == "litertlm":
         return FileInfo(kind, metadata={"num_bytes": Path(path).stat().st_size, "contents": "not described yet"})
     if kind == "safetensors" and (info := _session_info(path)) is not None:
         return info
@@ -127,35 +127,69 @@ def _session_info(path: str | PathLike[str]) -> FileInfo | None:
 
 
 def _bundle_info(path: str | PathLike[str]) -> FileInfo:
-    """Describe a `.task`: its entries, and what its METADATA says of tokens and turns."""
-    with MappedFile(path) as file:
-        entries = read_zip_entries(file)
+    """Describe a `.task`: its entries, how its model is called, its tokenizer, and what METADATA says."""
+    kinds = {
+        task_bundle.MODEL: "tflite",
+        task_bundle.TOKENIZER: "sentencepiece",
+        task_bundle.METADATA: "LlmParameters",
+        task_bundle.TOKENIZER_JSON: "tokenizer.json",
+        task_bundle.TOKENIZER_CONFIG: "tokenizer_config.json",
+        task_bundle.CHAT_TEMPLATE: "chat template",
+    }
+    with TaskBundle.open(path) as bundle:
         listed = []
-        templates = tokenizer = None
-        metadata: dict[str, Any] = {}
-        for entry in entries.values():
-            head = bytes(file.read(entry.offset, min(8, entry.num_bytes), "entry"))
-            kind = "tflite" if head[4:8] == b"TFL3" else "zip" if head[:2] == b"PK" else None
-            if entry.name == "METADATA" and entry.num_bytes <= MAX_METADATA_BYTES:
-                kind = "LlmParameters"
-                message = _parameters(path, bytes(file.read(entry.offset, entry.num_bytes, "METADATA")))
-                templates = prompt_templates(message)
-                metadata = {"start_token": message.start_token, "stop_tokens": list(message.stop_tokens)}
-            elif entry.name == "TOKENIZER_MODEL" and entry.num_bytes <= MAX_TOKENIZER_BYTES:
-                data = bytes(file.read(entry.offset, entry.num_bytes, "TOKENIZER_MODEL"))
-                tokenizer = _described(from_sentencepiece(data))
-                kind = "sentencepiece"
-            listed.append({"name": entry.name, "bytes": entry.num_bytes, "kind": kind})
-    return FileInfo("task", tokenizer=tokenizer, templates=templates, metadata={**metadata, "entries": listed})
+        for name, entry in bundle.entries.items():
+            is_model = bytes(bundle.entry(name)[4:8]) == b"TFL3"
+            kind = kinds.get(name, "tflite" if is_model else None)
+            listed.append({"name": name, "bytes": entry.num_bytes, "kind": kind})
+        message = bundle.parameters
+        if (tokenizer_json := bundle.tokenizer_json) is not None:
+            tokenizer = from_hugging_face(tokenizer_json)
+        else:
+            tokenizer = from_sentencepiece(bundle.sentencepiece_model, bytes_to_unicode=bundle.bytes_to_unicode)
+        metadata = {
+            "start_token": message.start_token,
+            "stop_tokens": list(message.stop_tokens),
+            "bytes_to_unicode": bundle.bytes_to_unicode,
+            "role_tokens": {
+                role: getattr(message, f"{role}_role_token")
+                for role in ("user", "system", "model", "end")
+                if message.HasField(f"{role}_role_token")
+            },
+            "has_chat_template": bundle.chat_template is not None,
+            "entries": listed,
+            **_called(lambda: bundle.model, f"{bundle.path}: {task_bundle.MODEL}"),
+        }
+        return FileInfo("task", tokenizer=_described(tokenizer), templates=prompt_templates(message), metadata=metadata)
 
 
-def _parameters(path: str | PathLike[str], data: bytes) -> LlmParameters:
-    from google.protobuf.message import DecodeError
+def _litert_info(path: str | PathLike[str]) -> FileInfo:
+    """Describe a `.tflite` by itself."""
+    with MappedFile(path) as file, file.read(0, file.size, "model") as data:
+        called = _called(lambda: read_litert_model(data, str(file.path)), str(file.path))
+        return FileInfo("tflite", metadata={"num_bytes": file.size, **called})
 
+
+def _called(read: Callable[[], LiteRtModel], where: str) -> dict[str, Any]:
+    """Say how a LiteRT model is called; where no runtime would know how, `problem` says why."""
+    called: dict[str, Any] = {"signatures": [], "prefill_lengths": {}, "lora_ranks": [], "kv_cache": None}
     try:
-        return LlmParameters.FromString(data)
-    except DecodeError:
-        raise CorruptFileError(f"{os.fspath(path)}: METADATA: expected a message LlmParameters") from None
+        model = read()
+        called["signatures"] = [
+            {"name": s.name, "inputs": _specs(s.inputs), "outputs": _specs(s.outputs)}
+            for s in model.signatures.values()
+        ]
+        llm = llm_signatures(model, where)
+    except UnsupportedModelError as error:
+        return {**called, "problem": str(error)}
+    called |= {"prefill_lengths": dict(llm.prefill_lengths), "lora_ranks": list(llm.lora_ranks)}
+    if llm.kv_cache is not None:
+        called["kv_cache"] = {**asdict(llm.kv_cache), "num_tokens": llm.kv_cache.num_tokens}
+    return called
+
+
+def _specs(tensors: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    return {name: {"dtype": t.dtype, "shape": list(t.shape)} for name, t in tensors.items()}
 
 
 def _tokenizer_info(path: str | PathLike[str]) -> FileInfo | None:

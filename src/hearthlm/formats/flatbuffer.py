@@ -98,6 +98,10 @@ class Table:
         begin, count = self._vector(field, 4, f"field {field} of {self._what}")
         return struct.unpack_from(f"<{count}i", self._reader.data, begin)
 
+    def byte_range(self, field: int) -> tuple[int, int]:
+        """Return where the vector of bytes in `field` begins and how many there are, (0, 0) where it is absent."""
+        return self._vector(field, 1, f"field {field} of {self._what}")
+
     def count(self, field: int) -> int:
         """Return the length of the vector of tables in `field`, 0 where it is absent."""
         return self._vector(field, 4, f"field {field} of {self._what}")[1]

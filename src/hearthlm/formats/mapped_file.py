@@ -88,6 +88,12 @@ class MappedFile:
             values.flags.writeable = False
         return values.reshape(shape)
 
+    def drop_pages(self, offset: int, size: int) -> None:
+        """Let the system take back the memory of bytes [offset, offset + size); they are read again when touched."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            begin = offset - offset % mmap.PAGESIZE
+            self._mapping().madvise(mmap.MADV_DONTNEED, begin, offset + size - begin)
+
     def _mapping(self) -> mmap.mmap:
         if self._map is None:
             raise ValueError(f"{self.path}: the file is closed")

@@ -6,11 +6,13 @@ line in the central directory, must tell the same; other readers believe either.
 
 from __future__ import annotations
 
+import stat
 import struct
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from hearthlm.errors import CorruptFileError, TruncatedFileError, UnsafeFileError, UnsupportedModelError
 from hearthlm.formats.mapped_file import MappedFile
@@ -25,6 +27,12 @@ _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _MAX_COMMENT = 65535
 _IN_ZIP64 = 0xFFFFFFFF
+_LARGE = _IN_ZIP64  # from here on a size or an offset is written with 64 bits
+_ZIP64 = 0x0001  # tags of extra fields
+_UNICODE_PATH = 0x7075
+_UNIX = 3
+_VERSION, _VERSION_ZIP64 = 20, 45
+_DATE = 1 << 5 | 1  # 1980-01-01, the first day there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,7 @@ class ZipEntry:
     name: str
     offset: int
     num_bytes: int
+    crc32: int
 
 
 class _Directory(NamedTuple):
@@ -48,16 +57,22 @@ class _Listed(NamedTuple):
     method: int
     num_bytes: int
     header_offset: int
+    crc32: int
 
 
-def read_zip_entries(file: MappedFile) -> Mapping[str, ZipEntry]:
+def read_zip_entries(
+    file: MappedFile, *, max_entries: int = MAX_ENTRIES, max_padding_bytes: int | None = None
+) -> Mapping[str, ZipEntry]:
     """Return the entries of the archive, in the order of its central directory.
 
-    Raises UnsupportedModelError for compressed or encrypted entries, UnsafeFileError for a name that could be a path
-    out of a folder, CorruptFileError for entries that overlap, appear twice or are described in two ways, and
-    TruncatedFileError for what lies beyond the file.
+    `max_padding_bytes` allows nothing but so many zero bytes before an entry and before the central directory.
+
+    Raises UnsupportedModelError for compressed or encrypted entries; UnsafeFileError for a name that could be a path
+    out of a folder, for a link, and for what could hide something else: a comment, a second name, padding that is not
+    zero; CorruptFileError for entries that overlap, appear twice, are described in two ways or are more than
+    `max_entries`; and TruncatedFileError for what lies beyond the file.
     """
-    directory = _find_directory(file)
+    directory = _find_directory(file, max_entries)
     entries: dict[str, ZipEntry] = {}
     ranges: list[tuple[int, int, str]] = []
     for listed in _list_directory(file, directory):
@@ -76,13 +91,25 @@ def read_zip_entries(file: MappedFile) -> Mapping[str, ZipEntry]:
     for first, last, name in sorted(ranges):
         if first < end:
             raise CorruptFileError(f"{file.path}: entry {name[:120]!r}: overlaps the entry before it")
+        if max_padding_bytes is not None:
+            _check_padding(file, end, first, max_padding_bytes)
         end = last
     if end > directory.offset:
         raise CorruptFileError(f"{file.path}: the last entry overlaps the central directory")
+    if max_padding_bytes is not None:
+        _check_padding(file, end, directory.offset, max_padding_bytes)
     return MappingProxyType(entries)
 
 
-def _find_directory(file: MappedFile) -> _Directory:
+def _check_padding(file: MappedFile, begin: int, end: int, max_bytes: int) -> None:
+    """Refuse bytes that belong to no entry: other readers could find another archive, or a program, in them."""
+    if end - begin > max_bytes or any(file.read(begin, end - begin, "padding")):
+        raise UnsafeFileError(
+            f"{file.path}: bytes {begin} to {end} belong to no entry; expected at most {max_bytes} zero bytes there"
+        )
+
+
+def _find_directory(file: MappedFile, max_entries: int) -> _Directory:
     if file.size < _END.size:
         raise TruncatedFileError(f"{file.path}: expected at least {_END.size} bytes of zip archive, got {file.size}")
     begin = max(0, file.size - _END.size - _MAX_COMMENT)
@@ -93,6 +120,8 @@ def _find_directory(file: MappedFile) -> _Directory:
     _, disk, start_disk, on_disk, count, size, offset, comment = _END.unpack_from(tail, position)
     if position + _END.size + comment != len(tail):
         raise CorruptFileError(f"{file.path}: the end record of the zip archive is not at its end")
+    if comment:
+        raise UnsafeFileError(f"{file.path}: the zip archive has a comment, in which another archive could hide")
     end = begin + position
     if disk or start_disk or on_disk != count:
         raise CorruptFileError(f"{file.path}: a zip archive in several parts is not readable")
@@ -106,7 +135,11 @@ def _find_directory(file: MappedFile) -> _Directory:
             f"{file.path}: central directory: expected it to end at {end}, got {directory.size} bytes at "
             f"{directory.offset}"
         )
-    if directory.num_entries > MAX_ENTRIES or directory.num_entries * _CENTRAL.size > directory.size:
+    if directory.num_entries > max_entries:
+        raise CorruptFileError(
+            f"{file.path}: central directory: expected at most {max_entries} entries, got {directory.num_entries}"
+        )
+    if directory.num_entries * _CENTRAL.size > directory.size:
         raise CorruptFileError(
             f"{file.path}: central directory: {directory.num_entries} entries do not fit into {directory.size} bytes"
         )
@@ -140,8 +173,8 @@ def _list_directory(file: MappedFile, directory: _Directory) -> list[_Listed]:
         if position + _CENTRAL.size > len(data):
             raise TruncatedFileError(f"{where}: expected it at {position} of {len(data)} bytes")
         fields = _CENTRAL.unpack_from(data, position)
-        signature, _, _, flags, method, _, _, _, compressed, size, name_size, extra_size, comment_size = fields[:13]
-        disk, header_offset = fields[13], fields[16]
+        signature, made_by, _, flags, method, _, _, crc, compressed, size = fields[:10]
+        name_size, extra_size, comment_size, disk, _, attributes, header_offset = fields[10:]
         end = position + _CENTRAL.size + name_size + extra_size + comment_size
         if signature != b"PK\x01\x02" or end > len(data):
             raise CorruptFileError(f"{where}: its record is not one")
@@ -151,7 +184,12 @@ def _list_directory(file: MappedFile, directory: _Directory) -> list[_Listed]:
         size, compressed, header_offset = _widen(extra, (size, compressed, header_offset), where)
         if (compressed != size and method == 0) or disk not in (0, 0xFFFF):
             raise CorruptFileError(f"{where}: stored in {compressed} bytes, but has {size}")
-        listed.append(_Listed(name, flags, method, size, header_offset))
+        kind = stat.S_IFMT(attributes >> 16) if made_by >> 8 == _UNIX else 0
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UnsafeFileError(f"{where}: {name[:120]!r} is a link or a device, expected a file")
+        if any(tag == _UNICODE_PATH for tag, _ in _extra_fields(extra)):
+            raise UnsafeFileError(f"{where}: {name[:120]!r} has a second name in its extra field")
+        listed.append(_Listed(name, flags, method, size, header_offset, crc))
         position = end
     if position != len(data):
         raise CorruptFileError(f"{file.path}: central directory: {len(data) - position} bytes belong to no entry")
@@ -162,17 +200,24 @@ def _widen(extra: bytes, values: tuple[int, ...], where: str) -> tuple[int, ...]
     """Replace each value that says "see zip64" by its 64 bits from the extra field, in the order of the format."""
     if _IN_ZIP64 not in values:
         return values
+    for tag, data in _extra_fields(extra):
+        if tag == _ZIP64:
+            wide = iter(struct.unpack_from(f"<{len(data) // 8}Q", data))
+            widened = tuple(next(wide, -1) if value == _IN_ZIP64 else value for value in values)
+            if -1 not in widened:
+                return widened
+    raise CorruptFileError(f"{where}: announces 64-bit values that its extra field does not have")
+
+
+def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield tag and content of each extra field that is there whole."""
     position = 0
     while position + 4 <= len(extra):
         tag, size = struct.unpack_from("<2H", extra, position)
         position += 4
-        if tag == 1 and position + size <= len(extra):
-            wide = iter(struct.unpack_from(f"<{size // 8}Q", extra, position))
-            widened = tuple(next(wide, -1) if value == _IN_ZIP64 else value for value in values)
-            if -1 not in widened:
-                return widened
+        if position + size <= len(extra):
+            yield tag, extra[position : position + size]
         position += size
-    raise CorruptFileError(f"{where}: announces 64-bit values that its extra field does not have")
 
 
 def _checked_name(file: MappedFile, listed: _Listed) -> str:
@@ -203,4 +248,63 @@ def _read_local(file: MappedFile, listed: _Listed, name: str) -> ZipEntry:
         raise CorruptFileError(f"{where}: its local header contradicts the central directory")
     offset = listed.header_offset + _LOCAL.size + name_size + extra_size
     file.check_range(offset, listed.num_bytes, f"entry {name[:120]!r}")
-    return ZipEntry(name, offset, listed.num_bytes)
+    return ZipEntry(name, offset, listed.num_bytes, listed.crc32)
+
+
+def write_stored_zip(file: BinaryIO, entries: Iterable[tuple[str, int, Iterable[bytes]]], *, alignment: int) -> None:
+    """Write an archive of (name, number of bytes, the bytes in pieces) to a new seekable file.
+
+    The first byte of every entry lies at a multiple of `alignment`: 1 to `alignment` zero bytes are put before its
+    local header, as MediaPipe's bundler does. Nothing but the content decides about the bytes: the time of every entry
+    is 1980-01-01, its owner may read and write it. Sizes and offsets beyond 32 bits are written as zip64.
+
+    Raises ValueError if an entry has other than the announced number of bytes.
+    """
+    directory = bytearray()
+    num_entries = 0
+    for name, num_bytes, pieces in entries:
+        encoded = name.encode("ascii")
+        is_large = num_bytes >= _LARGE
+        size = _IN_ZIP64 if is_large else num_bytes
+        extra = _zip64_field([num_bytes, num_bytes] if is_large else [])
+        header_bytes = _LOCAL.size + len(encoded) + len(extra)
+        file.write(bytes(alignment - (file.tell() + header_bytes) % alignment))
+        offset = file.tell()
+        file.write(bytes(header_bytes))  # until the checksum is known
+        crc = written = 0
+        for piece in pieces:
+            crc = zlib.crc32(piece, crc)
+            written += file.write(piece)
+        if written != num_bytes:
+            raise ValueError(f"entry {name!r}: expected {num_bytes} bytes, got {written}; did a file change meanwhile?")
+        end = file.tell()
+        file.seek(offset)
+        told = (0, 0, 0, _DATE, crc, size, size, len(encoded))
+        version = _VERSION_ZIP64 if is_large else _VERSION
+        file.write(_LOCAL.pack(b"PK\x03\x04", version, *told, len(extra)) + encoded + extra)
+        file.seek(end)
+        is_far = offset >= _LARGE
+        if is_far:
+            version = _VERSION_ZIP64
+            extra = _zip64_field([*([num_bytes, num_bytes] if is_large else []), offset])
+        place = (0, 0, 0, (stat.S_IRUSR | stat.S_IWUSR) << 16, _IN_ZIP64 if is_far else offset)
+        record = (b"PK\x01\x02", _UNIX << 8 | version, version, *told, len(extra), *place)
+        directory += _CENTRAL.pack(*record) + encoded + extra
+        num_entries += 1
+    start = file.tell()
+    file.write(directory)
+    is_far = start >= _LARGE
+    if is_far:
+        position = file.tell()
+        versions = (_UNIX << 8 | _VERSION_ZIP64, _VERSION_ZIP64)
+        large = (_ZIP64_END.size - 12, *versions, 0, 0, num_entries, num_entries, len(directory), start)
+        file.write(_ZIP64_END.pack(b"PK\x06\x06", *large))
+        file.write(_ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, position, 1))
+    file.write(
+        _END.pack(b"PK\x05\x06", 0, 0, num_entries, num_entries, len(directory), _IN_ZIP64 if is_far else start, 0)
+    )
+
+
+def _zip64_field(values: list[int]) -> bytes:
+    """Return the extra field with these 64-bit values, nothing for none."""
+    return struct.pack(f"<2H{len(values)}Q", _ZIP64, 8 * len(values), *values) if values else b""

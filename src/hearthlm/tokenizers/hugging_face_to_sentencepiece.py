@@ -104,21 +104,22 @@ def _model(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     ranks = _ranks(model["merges"], spaces_last=byte_level)
     vocabulary: dict[int, str] = {token_id: token for token, token_id in model["vocab"].items()}
     byte_pieces = {f"<0x{byte:02X}>" for byte in range(256)}
-    byte_fallback = bool(model["byte_fallback"]) and byte_pieces <= model["vocab"].keys()
+    byte_fallback = bool(model.get("byte_fallback")) and byte_pieces <= model["vocab"].keys()
     added = {token["id"]: token["content"] for token in document["added_tokens"]}
-    taken = set(vocabulary.values()) | set(added.values())
+    ids = {token: token_id for token_id, token in (vocabulary | added).items()}
+    named = {role: ids.get(_named(config, f"{role}_token") or "") for role in ("bos", "eos", "pad")}
+    unknown = ids.get(model["unk_token"] or "", ids.get(_named(config, "unk_token") or ""))
+    if unknown in (named["bos"], named["eos"]):
+        unknown = None  # readers take the id of the unknown token for "not found" when they ask for the start by name
+    control = {token_id for role, token_id in named.items() if role != "eos" and token_id != named["eos"]}
+    taken = set(ids)
     for token_id, content in added.items():
         spelled = byte_alphabet.spell(content) if byte_level else content.replace(" ", _SPACE)
-        # A reader looks for the spelled form. Where the vocabulary has that as another token, only that one is found.
-        vocabulary[token_id] = content if spelled in taken else spelled
-
-    ids = {content: token_id for token_id, content in vocabulary.items()} | {
-        content: token_id for token_id, content in added.items()
-    }
-    unknown = ids.get(model["unk_token"] or "", ids.get(_named(config, "unk_token") or ""))
-    named = {role: ids.get(_named(config, f"{role}_token") or "") for role in ("bos", "eos", "pad")}
-    control = {token_id for role, token_id in named.items() if role != "eos" and token_id != named["eos"]}
-    size = max(vocabulary) + 1
+        # A reader looks in the text for the spelled form, but asks for the start and the end by name. Where the
+        # vocabulary has the spelled form as another token, only that one is found.
+        is_asked_by_name = token_id in (unknown, *named.values())
+        vocabulary[token_id] = content if is_asked_by_name or spelled in taken else spelled
+    size = max(vocabulary, default=-1) + 1
     if size > sentencepiece_model.MAX_PIECES:
         raise TokenizerFormatError(
             f"the largest token id of the tokenizer.json is {size - 1}, "
@@ -139,7 +140,7 @@ def _model(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         if byte_fallback and token in byte_pieces:
             return BYTE
         # What no merge makes must not be made here either, though it can be a result of the network.
-        reachable = token in ranks or len(token) == 1 or bool(model["ignore_merges"])
+        reachable = token in ranks or len(token) == 1 or bool(model.get("ignore_merges"))
         return NORMAL if reachable else UNUSED
 
     pieces = []

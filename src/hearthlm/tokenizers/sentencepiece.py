@@ -28,7 +28,8 @@ class SentencePieceTokenizer:
 
     `bytes_to_unicode`: the pieces are spelled in GPT-2's alphabet, and so is text before it is encoded.
     What the vocabulary was converted from matched its added tokens (runs of spaces among them) in the text itself, and
-    so does this. Its unknown piece is the token that ends a text, so it counts as a control piece.
+    so does this. Where MediaPipe converted it, the unknown piece is the token that ends a text, and counts as a control
+    piece.
     """
 
     def __init__(self, model: bytes, *, bytes_to_unicode: bool = False) -> None:
@@ -38,10 +39,10 @@ class SentencePieceTokenizer:
         self._processor = _load(parsed.data)
         self._pieces = parsed.pieces
         self._types = parsed.types
+        unknown = self._types.index(UNKNOWN)
+        ends_a_text = bytes_to_unicode and self._pieces[unknown] != parsed.unknown_piece
         self._control = frozenset(
-            i
-            for i in parsed.type_offsets
-            if self._types[i] == CONTROL or (bytes_to_unicode and self._types[i] == UNKNOWN)
+            i for i in parsed.type_offsets if self._types[i] == CONTROL or (ends_a_text and i == unknown)
         )
         user_defined = {i for i in parsed.type_offsets if self._types[i] == USER_DEFINED}
         self._markup = frozenset(i for i in user_defined if is_markup(self.piece(i)))
@@ -50,7 +51,6 @@ class SentencePieceTokenizer:
         self._split_special = self._splitter(self._control | matched_here)
         self._split_text = self._splitter(matched_here - self._markup)
         self._ids = {self._written(i): i for i in self._control | user_defined}
-        unknown = self._types.index(UNKNOWN)
         self._unknown_bytes = str(self._processor.decode([unknown])).encode("utf-8")
         start = int(self._processor.bos_id())
         self._start_id = start if start >= 0 else None

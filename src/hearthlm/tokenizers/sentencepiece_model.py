@@ -35,6 +35,7 @@ class SentencePieceModel:
     type_offsets: dict[int, int]  # of pieces that are not NORMAL: where in `data` the type's byte lies
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
+    unknown_piece: bytes  # what the trainer called the unknown piece; a converter may have made another one unknown
 
     def without(self, ids: Iterable[int], *, dummy_prefix: bool = True) -> bytes:
         """Return the model's bytes with these pieces marked as unused: no text is encoded as one of them."""
@@ -113,8 +114,16 @@ def parse(data: bytes) -> SentencePieceModel:
     if not isinstance(table, bytes):
         raise TokenizerFormatError("the normaliser table of the SentencePiece model is not bytes")
     _check_table(table)
+    unknown_piece = trainer.get(45, b"<unk>")
+    assert isinstance(unknown_piece, bytes)  # _check_trainer has seen to it
     return SentencePieceModel(
-        data, pieces, bytes(types), type_offsets, bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
+        data,
+        pieces,
+        bytes(types),
+        type_offsets,
+        bool(normalizer.get(3, 1)),
+        bool(normalizer.get(4, 1)),
+        unknown_piece,
     )
 
 
