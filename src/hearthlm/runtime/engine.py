@@ -330,7 +330,7 @@ class Engine:
         self._lock = threading.Lock()
         self._incoming: list[_Work] = []
         self._thread: threading.Thread | None = None
-        self._process = 0  # that the thread belongs to
+        self._process = os.getpid()
         self._closed = False
 
     def new_state(self, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> State:
@@ -345,6 +345,7 @@ class Engine:
 
     def check_room(self, num_tokens: int) -> None:
         """Raise ContextLengthError unless a context of `num_tokens` has room for one more."""
+        self._check_process()
         if num_tokens >= self.max_tokens:
             raise ContextLengthError(num_tokens, self.max_tokens)
 
@@ -426,6 +427,8 @@ class Engine:
 
     def close(self) -> None:
         """Cancel what is under way and wait for the scheduler; later calls raise EngineClosedError."""
+        if self._process != os.getpid():
+            return
         with self._lock:
             was_closed, self._closed = self._closed, True
             thread = self._thread
@@ -436,20 +439,24 @@ class Engine:
             self.executor.close()
 
     def _submit(self, *work: _Work) -> None:
+        self._check_process()
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the model is closed")
             self._incoming.extend(work)
             if self._thread is None:
-                self._process = os.getpid()
                 atexit.register(self._end_with_process)
                 self._thread = threading.Thread(target=self._run, name="hearthlm-scheduler", daemon=True)
                 self._thread.start()
 
+    def _check_process(self) -> None:
+        """Raise EngineClosedError in a forked child: the threads, and who holds the locks, stayed in the other one."""
+        if self._process != os.getpid():
+            raise EngineClosedError("the model was loaded before this process was forked: load it again in here")
+
     def _end_with_process(self) -> None:
         """Close at the end of the program: a thread that is in a kernel when the interpreter goes would abort it."""
-        if self._process == os.getpid():  # a forked child has no such thread
-            self.close()
+        self.close()
 
     def _run(self) -> None:
         active: list[_Work] = []
