@@ -70,6 +70,8 @@ def test_inspect_describes_for_people_and_for_programs() -> None:
         (("run", __file__, "abc"), ExitCode.BAD_DATA, "test_cli.py"),
         (("run", "a", "b", "c"), ExitCode.USAGE, "got 3 arguments"),
         (("run", GEMMA), ExitCode.USAGE, "prompt is missing"),
+        (("run", GEMMA.parent), ExitCode.USAGE, "prompt is missing"),
+        (("run", "no-such-file.bin"), ExitCode.USAGE, "prompt is missing"),
         (("run",), ExitCode.USAGE, "got 0 arguments"),
         (("inspect", "nothing"), ExitCode.NO_INPUT, "nothing"),
         (("frobnicate",), ExitCode.USAGE, "frobnicate"),

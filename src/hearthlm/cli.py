@@ -513,9 +513,10 @@ def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tu
 
 def _is_model(argument: str) -> bool:
     """Say whether a lone argument is rather a model than a prompt."""
-    with contextlib.suppress(OSError):  # a long prompt is no name of a file
-        path = Path(argument)
-        return argument != "" and (path.is_dir() or (path.suffix in (".bin", ".task", ".litertlm") and path.exists()))
+    if " " not in argument and argument.endswith((".bin", ".task", ".litertlm")):
+        return True
+    with contextlib.suppress(OSError):  # a long prompt is no name of a folder
+        return argument != "" and Path(argument).is_dir()
     return False
 
 
