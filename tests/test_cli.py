@@ -159,6 +159,19 @@ def test_signals_end_it_with_the_code_of_the_shell(number: int, code: int, tmp_p
     assert b"Traceback" not in stderr
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_it_in_the_middle_of_an_answer(number: int, code: int) -> None:
+    command = [sys.executable, "-m", "hearthlm", "run", "Tell me a story about a fox."]
+    environment = {**os.environ, "HEARTHLM_KERNELS": "reference"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert stderr == b""
+
+
 @pytest.mark.parametrize("command", [[], *[[name] for name in cli.commands]])
 def test_every_command_has_help_with_an_explanation(command: list[str]) -> None:
     result = CliRunner().invoke(cli, [*command, "--help"])
