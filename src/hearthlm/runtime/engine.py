@@ -115,6 +115,7 @@ class Generation(_Work):
         self._started = time.perf_counter()
         self._first_token: float | None = None
         self._failed = False
+        self._end: FinishedGeneration | BaseException | None = None  # the last event, set before it can be taken
         self.logprobs: list[TokenLogprobs] = []
         self.finished: FinishedGeneration | None = None
         self.on_event: Callable[[], None] | None = None
@@ -126,7 +127,13 @@ class Generation(_Work):
         """
         if self.finished is not None or self._failed:
             return None
-        event = self._events.get(block)
+        event: int | FinishedGeneration | BaseException
+        try:
+            event = self._events.get(block)
+        except queue.Empty:
+            if self._end is None:
+                raise
+            event = self._end  # another thread is just taking it
         if isinstance(event, int):
             return event
         self._events.put(event)  # for whoever else waits
@@ -192,6 +199,8 @@ class Generation(_Work):
         )
 
     def _put(self, event: int | FinishedGeneration | BaseException) -> None:
+        if not isinstance(event, int):
+            self._end = event
         notify = self.on_event  # whoever takes the last event may drop it at once
         self._events.put(event)
         if notify is not None:
