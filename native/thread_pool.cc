@@ -1,5 +1,7 @@
 #include "thread_pool.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -48,6 +50,7 @@ struct ThreadPool::State {
   std::atomic<bool> stop{false};
   int threads = 1;
   bool started = false, closed = false;
+  pid_t process = 0;  // the one that the workers live in
   std::vector<std::thread> workers;
   std::vector<Scratch> scratch;
 
@@ -97,8 +100,12 @@ struct ThreadPool::State {
            (static_cast<uint32_t>(seen >> 32) != finished_job && static_cast<uint32_t>(seen) != kClosed);
   }
 
+  // A forked child has a copy of this, but no workers, and locks that nobody will open.
+  bool is_copy() const { return started && process != getpid(); }
+
   void start() {
     started = true;
+    process = getpid();
     for (int worker = 1; worker < threads; worker++) {
       try {
         workers.emplace_back([this, worker] { work(worker); });
@@ -115,6 +122,7 @@ ThreadPool::ThreadPool(int threads) : state_(new State) {
 }
 
 ThreadPool::~ThreadPool() {
+  if (state_->is_copy()) return;  // even to destroy the locks would wait for those that wait for them
   close();
   for (Scratch& scratch : state_->scratch) {
     for (void* data : scratch.data) std::free(data);
@@ -181,6 +189,7 @@ void* ThreadPool::scratch(int worker, int slot, int64_t bytes) {
 
 void ThreadPool::close() {
   State& s = *state_;
+  if (s.is_copy()) return;
   std::lock_guard<std::mutex> turn(s.turn);
   if (s.closed) return;
   s.closed = true;

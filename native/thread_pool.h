@@ -32,7 +32,7 @@ class ThreadPool {
   static constexpr int kSlots = 3;
   void* scratch(int worker, int slot, int64_t bytes);
 
-  // Ends the workers; the caller works alone from then on.
+  // Ends the workers; the caller works alone from then on. Of its copy, a forked child can only close and destroy it.
   void close();
 
  private:

@@ -192,6 +192,20 @@ CONFIGS |= {
     "phi3_partial": _LLAMA
     | {"model_type": "phi3", "partial_rotary_factor": 0.75, "tie_word_embeddings": True, "pad_token_id": 0},
 }
+CONFIGS |= {
+    "smollm3": _LLAMA | {"model_type": "smollm3", "num_hidden_layers": 4, "pad_token_id": 0},
+    "smollm3_window": _LLAMA
+    | {
+        "model_type": "smollm3",
+        "no_rope_layers": [1, 0, 1],
+        "use_sliding_window": True,
+        "sliding_window": 24,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+    },
+}
 
 
 def random_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, NDArray[np.float32]]:

@@ -71,6 +71,8 @@ def test_inspect_describes_for_people_and_for_programs() -> None:
         (("run", __file__, "abc"), ExitCode.BAD_DATA, "test_cli.py"),
         (("run", "a", "b", "c"), ExitCode.USAGE, "got 3 arguments"),
         (("run", GEMMA), ExitCode.USAGE, "prompt is missing"),
+        (("run", GEMMA.parent), ExitCode.USAGE, "prompt is missing"),
+        (("run", "no-such-file.bin"), ExitCode.USAGE, "prompt is missing"),
         (("run",), ExitCode.USAGE, "got 0 arguments"),
         (("inspect", "nothing"), ExitCode.NO_INPUT, "nothing"),
         (("frobnicate",), ExitCode.USAGE, "frobnicate"),
@@ -156,6 +158,19 @@ def test_signals_end_it_with_the_code_of_the_shell(number: int, code: int, tmp_p
         _, stderr = process.communicate(timeout=20)
     assert process.returncode == code
     assert b"Traceback" not in stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_it_in_the_middle_of_an_answer(number: int, code: int) -> None:
+    command = [sys.executable, "-m", "hearthlm", "run", "Tell me a story about a fox."]
+    environment = {**os.environ, "HEARTHLM_KERNELS": "reference"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert stderr == b""
 
 
 @pytest.mark.parametrize("command", [[], *[[name] for name in cli.commands]])

@@ -379,3 +379,18 @@ def test_an_impatient_ctrl_c_never_takes_a_state_from_a_step_that_still_computes
     thread.join()
     wait_until_idle()
     assert len(executor.steps) == 2
+
+
+def test_two_threads_may_take_from_one_answer_and_both_see_its_end() -> None:
+    engine = Engine(CountingExecutor(), max_tokens=100)
+    session = Session(engine, ids=[1])
+    (stream,) = session.prepare([GREEDY], max_output_tokens=3)
+    session.submit([stream])
+    wait_until_idle()
+    events = stream.generation._events
+    ids = [events.get() for _ in range(3)]
+    assert ids == expected([1], 3)
+    end = events.get()  # as another thread does, before it puts it back
+    assert stream.take(block=False) is None
+    assert stream.generation.finished is end
+    stream.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import subprocess
 import sys
@@ -509,3 +510,34 @@ llm = hearthlm.LlmInference.create_from_options(options)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (result.returncode, result.stderr) == (3 if ending else 0, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_forked_child_is_told_to_load_the_model_itself_and_ends(is_busy: bool) -> None:
+    code = f"""
+import os, sys
+import hearthlm
+from hearthlm.demo import model_path
+options = hearthlm.LlmInferenceOptions(model_path(), max_tokens=30000, num_threads=2)
+llm = hearthlm.LlmInference.create_from_options(options)
+llm.generate_response("Hello")
+if {is_busy}:
+    future = llm.generate_response_async("Tell me a story. " * 1000)
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+    llm.close()
+    sys.exit()
+try:
+    llm.generate_response("Hello")
+except hearthlm.EngineClosedError as error:
+    print(error, flush=True)
+if not {is_busy}:
+    with hearthlm.LlmInference.create_from_options(options) as own:
+        print(own.generate_response("Hello"), flush=True)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "load it again" in result.stdout
+    assert is_busy or "Hello!" in result.stdout

@@ -289,6 +289,20 @@ def test_closing_a_session_under_way_ends_it(llm: LlmInference) -> None:
         session.generate_response()
 
 
+def test_sessions_closed_under_way_resolve_their_futures_and_disturb_no_other_answer(llm: LlmInference) -> None:
+    rng = random.Random(5)
+    wanted = llm.generate_response("abc")
+    for _ in range(300):
+        session = LlmInferenceSession(llm, ENDLESS)
+        session.add_query_chunk("abc")
+        future = session.generate_response_async()
+        other = llm.generate_response_async("abc")
+        time.sleep(rng.random() * 0.003)
+        session.close()
+        assert isinstance(future.result(timeout=10), str)
+        assert other.result(timeout=10) == wanted
+
+
 def test_closing_again_does_nothing_and_a_closed_session_says_so(llm: LlmInference, tmp_path: Path) -> None:
     with LlmInferenceSession(llm, SHORT) as session:
         session.add_query_chunk("abc")

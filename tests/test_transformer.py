@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,19 @@ def test_forty_greedy_ids_are_those_of_transformers(name: str) -> None:
 def test_chunks_threads_and_company_change_no_bit(name: str, bits: int | None) -> None:
     ids = random_ids(CONFIGS[name], 150)
     other = random_ids(CONFIGS[name], 150, seed=7)
-    one, two = executor(name, bits=bits, num_threads=1), executor(name, bits=bits, num_threads=2)
+    one, two, three = (executor(name, bits=bits, num_threads=count) for count in (1, 2, 3))
     whole = logits(one, one.new_state(), ids)
     assert np.array_equal(logits(two, two.new_state(), ids), whole)
-    state, companion = two.new_state(), two.new_state()
-    parts = []
-    for begin, end in ((0, 1), (1, 2), (2, 66), (66, 67), (67, 149), (149, 150)):
-        requests = [ForwardRequest(companion, other[begin:end], "none"), ForwardRequest(state, ids[begin:end], "all")]
-        parts.append(two.forward(requests)[1])
-    assert np.array_equal(np.concatenate([part for part in parts if part is not None]), whole)
+    for e, cuts, num_others in ((two, (0, 1, 2, 66, 67, 149, 150), 1), (three, (0, 5, 6, 7, 134, 135, 150), 3)):
+        state, *company = (e.new_state() for _ in range(1 + num_others))
+        parts = []
+        for begin, end in pairwise(cuts):
+            requests = [
+                ForwardRequest(c, other[begin : end - i], "none") for i, c in enumerate(company) if end - i > begin
+            ]
+            requests.insert(1, ForwardRequest(state, ids[begin:end], "all"))
+            parts.append(e.forward(requests)[1])
+        assert np.array_equal(np.concatenate([part for part in parts if part is not None]), whole)
 
 
 def test_wanted_chooses_rows_and_changes_none_of_them() -> None:

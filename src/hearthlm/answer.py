@@ -66,12 +66,15 @@ class Answer:
     def advance(self, *, block: bool = True) -> str:
         """Take one event and return the text that it makes certain, often "".
 
-        Raises what made the generation fail; the session is free again once `is_done`.
+        Raises what made the generation fail; the session is free again once `is_done`. Without `block`, an event that
+        another thread took, closing the session, is "".
         """
+        if self.is_done:
+            return ""
         try:
             token = self._stream.take(block=block)
         except queue.Empty:
-            raise
+            return ""
         except BaseException:
             self.close()
             raise
@@ -329,6 +332,8 @@ class CallbackThread:
         errors: dict[Answer, BaseException] = {}  # of answers that are being cancelled because their receiver raised
         while True:
             call, receiver, answer = self._inbox.get()
+            if answer.is_done:  # its other events were taken by who closed the session
+                continue
             try:
                 text = answer.advance(block=False)
                 if text and answer not in errors:

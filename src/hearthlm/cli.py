@@ -91,7 +91,17 @@ _engine_options = _options(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """End with the shell's exit code after Ctrl-C, where click would write a line first."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(ExitCode.INTERRUPTED)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(hearthlm.__version__, prog_name="hearthlm")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 def cli(debug: bool) -> None:
@@ -757,9 +767,10 @@ def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tu
 
 def _is_model(argument: str) -> bool:
     """Say whether a lone argument is rather a model than a prompt."""
-    with contextlib.suppress(OSError):  # a long prompt is no name of a file
-        path = Path(argument)
-        return argument != "" and (path.is_dir() or (path.suffix in (".bin", ".task", ".litertlm") and path.exists()))
+    if " " not in argument and argument.endswith((".bin", ".task", ".litertlm")):
+        return True
+    with contextlib.suppress(OSError):  # a long prompt is no name of a folder
+        return argument != "" and Path(argument).is_dir()
     return False
 
 

@@ -190,7 +190,7 @@ class LlmInference:
     """Answer prompts with one loaded model.
 
     Every call starts from an empty context; any number may run at once, from any threads. Use it as a context manager
-    or call `close`. Not usable in a forked child of the process that loaded it.
+    or call `close`. In a forked child of the process that loaded it, calls raise EngineClosedError.
     """
 
     def __init__(self, options: LlmInferenceOptions, progress: Callable[[float], None] | None = None) -> None:

@@ -20,9 +20,10 @@ from hearthlm.models.params import Architecture
 from hearthlm.models.phi import PHI
 from hearthlm.models.phi3 import PHI3
 from hearthlm.models.qwen import QWEN2, QWEN3
+from hearthlm.models.smollm3 import SMOLLM3
 from hearthlm.models.stablelm import STABLELM
 
-_ALL = (FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, LLAMA, MISTRAL, OLMO2, PHI, PHI3, QWEN2, QWEN3, STABLELM)
+_ALL = (FALCON, GEMMA, GEMMA2, GEMMA3, GPT2, LLAMA, MISTRAL, OLMO2, PHI, PHI3, QWEN2, QWEN3, SMOLLM3, STABLELM)
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _ALL}
 

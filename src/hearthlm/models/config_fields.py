@@ -106,6 +106,13 @@ class ConfigFields:
             raise self._refuse(name, "true or false", value)
         return value
 
+    def flags(self, name: str, default: tuple[bool, ...]) -> tuple[bool, ...]:
+        """Return a list of true or false, or of 1 or 0, as long as the default."""
+        value = self.get(name, list(default))
+        if not isinstance(value, list) or len(value) != len(default) or any(entry not in (0, 1) for entry in value):
+            raise self._refuse(name, f"a list of {len(default)} ones and zeros", value)
+        return tuple(map(bool, value))
+
     def choice(self, name: str, options: Mapping[str, str], default: str) -> str:
         """Return what `options` maps the field to."""
         value = self.get(name, default)

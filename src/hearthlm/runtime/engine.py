@@ -115,6 +115,7 @@ class Generation(_Work):
         self._started = time.perf_counter()
         self._first_token: float | None = None
         self._failed = False
+        self._end: FinishedGeneration | BaseException | None = None  # the last event, set before it can be taken
         self.logprobs: list[TokenLogprobs] = []
         self.finished: FinishedGeneration | None = None
         self.on_event: Callable[[], None] | None = None
@@ -126,7 +127,13 @@ class Generation(_Work):
         """
         if self.finished is not None or self._failed:
             return None
-        event = self._events.get(block)
+        event: int | FinishedGeneration | BaseException
+        try:
+            event = self._events.get(block)
+        except queue.Empty:
+            if self._end is None:
+                raise
+            event = self._end  # another thread is just taking it
         if isinstance(event, int):
             return event
         self._events.put(event)  # for whoever else waits
@@ -192,6 +199,8 @@ class Generation(_Work):
         )
 
     def _put(self, event: int | FinishedGeneration | BaseException) -> None:
+        if not isinstance(event, int):
+            self._end = event
         notify = self.on_event  # whoever takes the last event may drop it at once
         self._events.put(event)
         if notify is not None:
@@ -330,7 +339,7 @@ class Engine:
         self._lock = threading.Lock()
         self._incoming: list[_Work] = []
         self._thread: threading.Thread | None = None
-        self._process = 0  # that the thread belongs to
+        self._process = os.getpid()
         self._closed = False
 
     def new_state(self, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> State:
@@ -345,6 +354,7 @@ class Engine:
 
     def check_room(self, num_tokens: int) -> None:
         """Raise ContextLengthError unless a context of `num_tokens` has room for one more."""
+        self._check_process()
         if num_tokens >= self.max_tokens:
             raise ContextLengthError(num_tokens, self.max_tokens)
 
@@ -426,6 +436,8 @@ class Engine:
 
     def close(self) -> None:
         """Cancel what is under way and wait for the scheduler; later calls raise EngineClosedError."""
+        if self._process != os.getpid():
+            return
         with self._lock:
             was_closed, self._closed = self._closed, True
             thread = self._thread
@@ -436,20 +448,24 @@ class Engine:
             self.executor.close()
 
     def _submit(self, *work: _Work) -> None:
+        self._check_process()
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the model is closed")
             self._incoming.extend(work)
             if self._thread is None:
-                self._process = os.getpid()
                 atexit.register(self._end_with_process)
                 self._thread = threading.Thread(target=self._run, name="hearthlm-scheduler", daemon=True)
                 self._thread.start()
 
+    def _check_process(self) -> None:
+        """Raise EngineClosedError in a forked child: the threads, and who holds the locks, stayed in the other one."""
+        if self._process != os.getpid():
+            raise EngineClosedError("the model was loaded before this process was forked: load it again in here")
+
     def _end_with_process(self) -> None:
         """Close at the end of the program: a thread that is in a kernel when the interpreter goes would abort it."""
-        if self._process == os.getpid():  # a forked child has no such thread
-            self.close()
+        self.close()
 
     def _run(self) -> None:
         active: list[_Work] = []
