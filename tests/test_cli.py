@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import random_models
 from click.testing import CliRunner
 from litert_models import litert_model
 
@@ -413,3 +415,74 @@ def test_an_adapter_changes_the_answer_and_one_that_does_not_fit_is_refused() ->
     refused = run("run", "Hello", "--lora-path", adapter)
     assert refused.returncode == ExitCode.BAD_DATA
     assert "another type of model" in refused.stderr.decode()
+
+
+# Conversion
+
+
+@pytest.fixture
+def small_checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "small"
+    random_models.write_checkpoint(folder, random_models.CONFIGS["gemma3_mqa"])
+    shutil.copyfile(GEMMA.parents[2] / "inputs" / "spm64" / "tokenizer.model", folder / "tokenizer.model")
+    return folder
+
+
+def run_in(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hearthlm", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_convert_prints_the_path_of_what_it_wrote(small_checkpoint: Path, tmp_path: Path) -> None:
+    result = run_in(tmp_path, "convert", small_checkpoint, "--bits", "4")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "small-cpu-int4.bin\n", "")
+    document = json.loads(run_in(tmp_path, "inspect", "small-cpu-int4.bin", "--json").stdout)
+    assert document["family"] == "gemma3"
+    assert {tensor["dtype"] for tensor in document["tensors"]} == {"FLOAT32", "INT4"}
+
+
+def test_a_dry_run_lists_every_tensor_and_writes_nothing(small_checkpoint: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    table = run_in(tmp_path, "convert", small_checkpoint, "--dry-run")
+    document = json.loads(run_in(tmp_path, "convert", small_checkpoint, "--dry-run", "--json").stdout)
+    assert sorted(tmp_path.iterdir()) == before
+    for tensor in document["tensors"]:
+        line = next(line for line in table.stdout.splitlines() if line.split()[0] == tensor["name"])
+        assert line.split() == [
+            tensor["name"],
+            tensor["source"],
+            "x".join(map(str, tensor["shape"])),
+            tensor["dtype"],
+            f"{tensor['num_bytes']:,}",
+        ]
+    assert "MB of memory" in table.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["nothing"], 66, "nothing: No such file"),
+        (["small", "--bits", "5"], 2, "attention_quant_bits"),
+        (["small", "--model-type", "PHI_2"], 65, "is of the family gemma3, not phi"),
+        (["small", "-o", "small"], 73, "small: expected the name of a file, got a folder"),
+        (["small", "-o", "small/config.json/x.bin"], 73, "config.json"),
+        (["small", "--asymmetric"], 2, "is_symmetric: expected True for cpu"),
+    ],
+)
+def test_a_conversion_that_fails_is_one_line_and_a_code(
+    arguments: list[str], code: int, says: str, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    result = run_in(tmp_path, "convert", *arguments)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert says in result.stderr
+
+
+def test_quantize_compares_methods(small_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("abc abd acd bcd " * 3)
+    arguments: tuple[str | Path, ...] = ("quantize", small_checkpoint, "--compare", "--text", "text.txt", "--json")
+    rows = json.loads(run_in(tmp_path, *arguments).stdout)["variants"]
+    cost = {row["name"]: row["kl_divergence"] for row in rows}
+    assert cost["float"] == 0
+    assert 0 < cost["8/8/8 minmax"] < cost["4/4/8 minmax"] < cost["4/4/4 minmax"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "text.txt"]

@@ -527,6 +527,15 @@ def test_a_full_disk_at_any_write_leaves_the_old_file(tmp_path: Path, monkeypatc
     assert output.read_bytes() == whole
 
 
+@pytest.mark.parametrize("output", ["folder", "file/model.bin", "file/deeper/model.bin"])
+def test_an_output_that_cannot_be_made_is_named(output: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileExistsError, match=output.removesuffix("/model.bin")):
+        convert_checkpoint(gemma(tmp_path, output_tflite_file=tmp_path / output))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_a_disk_with_too_little_space_is_seen_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

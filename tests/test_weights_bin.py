@@ -554,7 +554,7 @@ def test_a_type_without_a_name_and_a_folder_as_target(tmp_path: Path) -> None:
     with WeightsBin.open(tmp_path / "m.bin") as file:
         assert file.model_type == 99
         assert file.lost_zero_points() == []
-    with pytest.raises(IsADirectoryError, match="expected the name of a file, got a folder"):
+    with pytest.raises(FileExistsError, match="expected the name of a file, got a folder"):
         write(tmp_path, [])
 
 

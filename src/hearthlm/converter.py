@@ -285,11 +285,9 @@ class _Conversion:
             if progress is not None:
                 progress(min(1.0, done / total), name)
 
-        for path in (config.output_file, config.lora_output_file):
+        for path in (config.output_file, config.lora_output_file, Path(config.output_dir, "any")):
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-        if not Path(config.output_dir).exists():
-            Path(config.output_dir).mkdir(parents=True)
+                _make_folder(path.parent)
         _check_space(config.output_file, self.plan.num_bytes)
         number = 0 if self._model_type is None else self._model_type.number
         specs = self._specs
@@ -481,6 +479,13 @@ def _check_format(config: ConversionConfig, checkpoint: Checkpoint) -> None:
             f"{config.input_ckpt}: ckpt_format: expected {checkpoint.format}, which the files are, "
             f"got {config.ckpt_format}"
         )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileExistsError(error.errno, f"the folder cannot be made: {error.strerror}", str(folder)) from None
 
 
 def _check_space(path: Path, num_bytes: int) -> None:

@@ -26,7 +26,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(path)
     if target.is_dir():
-        raise IsADirectoryError(f"{target}: expected the name of a file, got a folder")
+        raise FileExistsError(errno.EEXIST, "expected the name of a file, got a folder", str(target))
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
     try:
         descriptor = _open_nameless(target.parent)
