@@ -1,4 +1,4 @@
-"""How near to float each way of rounding stays: `python quantization_quality.py CHECKPOINT [--answers N] [--texts N]`.
+"""How near to float each way of rounding stays: `python quantization_quality.py CHECKPOINT [--answers N] [--texts N] [--only NAME ...]`.
 
 CHECKPOINT is the folder of the demo model in float, as demo/train.py writes it (RUN_FOLDER/latest). Prints, as a
 table, the mean Kullback-Leibler divergence to the float model (nats per token of held-out texts, next-token
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--answers", type=int, default=60, help="answers of each kind that are judged; 0: none")
     parser.add_argument("--texts", type=int, default=40, help="texts of each kind for divergence and perplexity")
-    parser.add_argument("--only", default="", help="rows whose names contain this")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names contain one of these")
     arguments = parser.parse_args()
     source = FloatModel(arguments.checkpoint)
     texts = HeldOutTexts(source, arguments.texts)
@@ -215,7 +215,7 @@ def main() -> None:
     headings = ["attention/ffn/embedding", "KL", "perplexity", "KL, int8 activations", *kinds, "mean", "rounding s"]
     print(f"| {' | '.join(headings)} |\n|{'---|' * len(headings)}", flush=True)
     for name, make in methods(source):
-        if arguments.only not in name:
+        if not any(part in name for part in arguments.only):
             continue
         begin = time.perf_counter()
         matrices = source.rounded(make())

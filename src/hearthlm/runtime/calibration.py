@@ -59,26 +59,35 @@ class Calibration:
         self._inputs: dict[str, NDArray[np.float32]] = {}
         self._made: tuple[NDArray[np.float32], ErrorCompensation] | None = None
 
-    def compensation(self, role: str) -> ErrorCompensation:
-        """Return what rounding the matrix of `role`, as in TensorSpec, has to know of its inputs.
+    def inputs(self, role: str) -> NDArray[np.float32]:
+        """Return the rows that the matrix of `role`, as in TensorSpec, was multiplied by, [tokens, in].
 
-        An embedding that is also what computes the logits is compensated for these, but less: the rows themselves are
-        the first layer's inputs. Raises ValueError for a layer before the last one
-        asked for and for a role that has no inputs.
+        For an embedding that is also what computes the logits, they are those of the logits. Raises ValueError for a
+        layer before the last one asked for and for a role that has no inputs.
         """
         matched = _LAYER_ROLE.match(role)
-        if matched is None and role != ("embedding" if self._architecture.tied_embedding else "logits"):
-            raise ValueError(f"role: {role!r} has no inputs")
         last = len(self._architecture.layers)
-        layer = last if matched is None else int(matched[1])
-        if layer < self._layer or layer > last:
-            raise ValueError(f"role: {role!r} comes after layer {self._layer}, and layers go in order")
+        if matched is None:
+            layer, name = last, "logits"
+            if role != ("embedding" if self._architecture.tied_embedding else "logits"):
+                raise ValueError(f"role: {role!r} has no inputs")
+        else:
+            layer, name = int(matched[1]), role[matched.end() :]
+        if layer < self._layer or (matched is not None and layer >= last):
+            raise ValueError(f"role: {role!r} was asked for after layer {self._layer} of {last}; layers go in order")
         while self._layer < layer:
             self._advance()
-        name = "logits" if matched is None else role[matched.end() :]
-        inputs = self._inputs.get(name)
-        if inputs is None:
+        if name not in self._inputs:
             raise ValueError(f"role: {role!r} has no inputs")
+        return self._inputs[name]
+
+    def compensation(self, role: str) -> ErrorCompensation:
+        """Return what rounding the matrix of `role` has to know of its inputs; raises what `inputs` does.
+
+        An embedding that also computes the logits is compensated for these, but less: its rows are themselves what the
+        first layer reads.
+        """
+        inputs = self.inputs(role)
         if self._made is None or self._made[0] is not inputs:
             damping = TIED_DAMPING if role == "embedding" else DAMPING
             self._made = inputs, ErrorCompensation.from_inputs(inputs, self._pool, damping=damping)
