@@ -1,9 +1,10 @@
-"""How near to float each way of rounding stays: `python quantization_quality.py CHECKPOINT [--answers N] [--texts N] [--only NAME ...]`.
+"""How near to float each way of rounding stays: `python quantization_quality.py CHECKPOINT`, see --help.
 
 CHECKPOINT is the folder of the demo model in float, as demo/train.py writes it (RUN_FOLDER/latest). Prints, as a
-table, the mean Kullback-Leibler divergence to the float model (nats per token of held-out texts, next-token
+table, the mean Kullback-Leibler divergence from the float model (nats per token of held-out texts, next-token
 distributions), the perplexity of the answers in them, and the share of right answers. Q4_0 and Q8_0 are llama.cpp's
-block formats; their values enter as float weights, as everything does where "activations" says float32.
+block formats; their values enter as float weights. Activations are float32 but for "KL, int8 activations" and the
+answers, which are as the engine runs the model by default.
 """
 
 from __future__ import annotations
