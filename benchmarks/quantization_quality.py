@@ -26,7 +26,7 @@ from hearthlm.formats.llm_parameters_pb2 import LlmModelType
 from hearthlm.formats.weights_bin import TensorPlan, write_weights_bin
 from hearthlm.models.family import TensorSpec
 from hearthlm.quantization import QuantizationMethod, WeightMatrix, dequantize, quantize
-from hearthlm.runtime.calibration import Calibration, calibration_ids
+from hearthlm.runtime.calibration import Calibration, calibration_ids, generated_ids
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.model import Model
 from hearthlm.runtime.transformer import ActivationDataType, TransformerExecutor
@@ -171,13 +171,18 @@ def methods(source: FloatModel) -> Iterator[tuple[str, Callable[[], Round]]]:
     def blocks(four: Callable[[Floats], Floats], embedding: Callable[[Floats], Floats]) -> Callable[[], Round]:
         return lambda: lambda spec, w: as_matrix((embedding if spec.group == "embedding" else four)(w))
 
-    def ours(method: QuantizationMethod, attention: int, feed_forward: int, embedding: int) -> Callable[[], Round]:
+    def ours(
+        method: QuantizationMethod, attention: int, feed_forward: int, embedding: int, *, own_words: bool = False
+    ) -> Callable[[], Round]:
         bits = {"attention": attention, "feed_forward": feed_forward, "embedding": embedding}
 
         def make() -> Round:
             if method == "gptq":
                 model = source.model
                 ids = calibration_ids(model.tokenizer, model.start_id)
+                if own_words:
+                    starts = [sequence[:1] for sequence in ids]
+                    ids += generated_ids(model.architecture, source.weights, starts, num_threads=2)
                 calibration = Calibration(model.architecture, source.weights, ids, num_threads=2)
 
             def round_matrix(spec: TensorSpec, w: Floats) -> WeightMatrix:
@@ -199,6 +204,7 @@ def methods(source: FloatModel) -> Iterator[tuple[str, Callable[[], Round]]]:
             yield f"{title} Q4_0", blocks(q4_0, q8_0 if widths[2] == 8 else q4_0)
         for name in names:
             yield f"{title} {name}", ours(name, *widths)
+        yield f"{title} gptq, own words too", ours("gptq", *widths, own_words=True)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from random_models import CONFIGS, random_ids, write_checkpoint
 
 from hearthlm.quantization import dequantize, quantize
-from hearthlm.runtime.calibration import MAX_TOKENS, SEQUENCE_LENGTH, Calibration, calibration_ids
+from hearthlm.runtime.calibration import MAX_TOKENS, SEQUENCE_LENGTH, Calibration, calibration_ids, generated_ids
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.model import Model
 from hearthlm.runtime.transformer import TransformerExecutor
@@ -73,6 +73,19 @@ def test_compensated_rounding_of_a_layer_errs_less_in_what_the_layer_computes(tm
             shared = calibration.compensation("layers.2.attention.query")
             assert calibration.compensation("layers.2.attention.value") is shared
             assert calibration.compensation("layers.2.attention.output") is not shared
+
+
+def test_a_model_goes_on_in_its_own_words_the_same_ones_each_time(tmp_path: Path) -> None:
+    with open_model(tmp_path, "gemma3_mqa") as model:
+        weights, starts = model.load_weights(), [[2], [2], [2, 7, 9]]
+        made = generated_ids(model.architecture, weights, starts, num_threads=2)
+        again = generated_ids(model.architecture, weights, starts, num_threads=1)
+        other = generated_ids(model.architecture, weights, starts, num_threads=1, seed=1)
+    assert made == again != other
+    assert [ids[: len(start)] for ids, start in zip(made, starts, strict=True)] == starts
+    assert made[0] != made[1]
+    assert len(made[0]) == SEQUENCE_LENGTH
+    assert all(0 <= i < model.architecture.vocab_size for ids in made for i in ids)
 
 
 def test_the_text_that_ships_is_cut_into_sequences() -> None:

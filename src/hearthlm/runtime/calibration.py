@@ -38,6 +38,36 @@ def calibration_ids(tokenizer: Tokenizer, start_id: int | None) -> list[list[int
     return [[*prefix, *ids[first : first + step]] for first in range(0, len(ids), step)]
 
 
+def generated_ids(
+    architecture: Architecture, weights: Weights, starts: Sequence[Sequence[int]], *, num_threads: int, seed: int = 0
+) -> list[list[int]]:
+    """Continue all of `starts`, until the first has SEQUENCE_LENGTH ids, as the model itself would, at temperature 1.
+
+    What a model was trained on is what it says: calibrated with its own words as well, it stays nearer to itself. All
+    sequences are continued together, and every step reads all the weights.
+    """
+    executor = TransformerExecutor(architecture, weights, num_threads=num_threads)
+    generator = np.random.Generator(np.random.Philox(seed))
+    try:
+        states = [executor.new_state() for _ in starts]
+        sequences = [list(start) for start in starts]
+        latest = [list(start) for start in starts]
+        while len(sequences[0]) < SEQUENCE_LENGTH:
+            results = executor.forward(
+                [ForwardRequest(state, ids, "last") for state, ids in zip(states, latest, strict=True)]
+            )
+            drawn = generator.random(len(results))
+            for i, logits in enumerate(results):
+                assert logits is not None  # asked for
+                chances = np.cumsum(np.exp(logits[0] - logits[0].max(), dtype=np.float64))
+                chosen = int(np.searchsorted(chances, drawn[i] * chances[-1], side="right"))
+                latest[i] = [min(chosen, len(chances) - 1)]  # the product may be rounded up to the sum
+                sequences[i] += latest[i]
+    finally:
+        executor.close()
+    return sequences
+
+
 class Calibration:
     """Follow `sequences` through a float model, one layer at a time, and compensate the rounding of each matrix.
 
