@@ -1,9 +1,10 @@
-"""How near to float each way of rounding stays: `python quantization_quality.py CHECKPOINT [--answers N] [--texts N]`.
+"""How near to float each way of rounding stays: `python quantization_quality.py CHECKPOINT`, see --help.
 
 CHECKPOINT is the folder of the demo model in float, as demo/train.py writes it (RUN_FOLDER/latest). Prints, as a
-table, the mean Kullback-Leibler divergence to the float model (nats per token of held-out texts, next-token
+table, the mean Kullback-Leibler divergence from the float model (nats per token of held-out texts, next-token
 distributions), the perplexity of the answers in them, and the share of right answers. Q4_0 and Q8_0 are llama.cpp's
-block formats; their values enter as float weights, as everything does where "activations" says float32.
+block formats; their values enter as float weights. Activations are float32 but for "KL, int8 activations" and the
+answers, which are as the engine runs the model by default.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hearthlm.formats.llm_parameters_pb2 import LlmModelType
 from hearthlm.formats.weights_bin import TensorPlan, write_weights_bin
 from hearthlm.models.family import TensorSpec
 from hearthlm.quantization import QuantizationMethod, WeightMatrix, dequantize, quantize
-from hearthlm.runtime.calibration import Calibration, calibration_ids
+from hearthlm.runtime.calibration import Calibration, calibration_ids, generated_ids
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.model import Model
 from hearthlm.runtime.transformer import ActivationDataType, TransformerExecutor
@@ -169,13 +170,18 @@ def methods(source: FloatModel) -> Iterator[tuple[str, Callable[[], Round]]]:
     def blocks(four: Callable[[Floats], Floats], embedding: Callable[[Floats], Floats]) -> Callable[[], Round]:
         return lambda: lambda spec, w: as_matrix((embedding if spec.group == "embedding" else four)(w))
 
-    def ours(method: QuantizationMethod, attention: int, feed_forward: int, embedding: int) -> Callable[[], Round]:
+    def ours(
+        method: QuantizationMethod, attention: int, feed_forward: int, embedding: int, *, own_words: bool = False
+    ) -> Callable[[], Round]:
         bits = {"attention": attention, "feed_forward": feed_forward, "embedding": embedding}
 
         def make() -> Round:
             if method == "gptq":
                 model = source.model
                 ids = calibration_ids(model.tokenizer, model.start_id)
+                if own_words:
+                    starts = [sequence[:1] for sequence in ids]
+                    ids += generated_ids(model.architecture, source.weights, starts, num_threads=2)
                 calibration = Calibration(model.architecture, source.weights, ids, num_threads=2)
 
             def round_matrix(spec: TensorSpec, w: Floats) -> WeightMatrix:
@@ -197,6 +203,7 @@ def methods(source: FloatModel) -> Iterator[tuple[str, Callable[[], Round]]]:
             yield f"{title} Q4_0", blocks(q4_0, q8_0 if widths[2] == 8 else q4_0)
         for name in names:
             yield f"{title} {name}", ours(name, *widths)
+        yield f"{title} gptq, own words too", ours("gptq", *widths, own_words=True)
 
 
 def main() -> None:
@@ -204,7 +211,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--answers", type=int, default=60, help="answers of each kind that are judged; 0: none")
     parser.add_argument("--texts", type=int, default=40, help="texts of each kind for divergence and perplexity")
-    parser.add_argument("--only", default="", help="rows whose names contain this")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names contain one of these")
     arguments = parser.parse_args()
     source = FloatModel(arguments.checkpoint)
     texts = HeldOutTexts(source, arguments.texts)
@@ -214,7 +221,7 @@ def main() -> None:
     headings = ["attention/ffn/embedding", "KL", "perplexity", "KL, int8 activations", *kinds, "mean", "rounding s"]
     print(f"| {' | '.join(headings)} |\n|{'---|' * len(headings)}", flush=True)
     for name, make in methods(source):
-        if arguments.only not in name:
+        if not any(part in name for part in arguments.only):
             continue
         begin = time.perf_counter()
         matrices = source.rounded(make())

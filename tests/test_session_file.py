@@ -354,9 +354,10 @@ def test_a_link_is_replaced_and_what_it_names_is_not_touched(tmp_path: Path) -> 
 def test_a_link_is_followed_when_read_and_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(write(tmp_path / "s"))
     assert read(tmp_path / "link").ids.tolist() == IDS
-    for call in (read, write):
-        with pytest.raises(IsADirectoryError):
-            call(tmp_path)
+    with pytest.raises(IsADirectoryError):
+        read(tmp_path)
+    with pytest.raises(FileExistsError):
+        write(tmp_path)
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "nowhere")
 

@@ -28,7 +28,7 @@ from hearthlm.models.family import Family, QuantizationGroup, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES, ModelType
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import QuantizationMethod, WeightMatrix, WeightType, quantize
-from hearthlm.runtime.calibration import Calibration, calibration_ids
+from hearthlm.runtime.calibration import Calibration, calibration_ids, generated_ids
 from hearthlm.runtime.checkpoint_source import CheckpointSource
 from hearthlm.runtime.cpu_count import default_num_threads
 from hearthlm.runtime.lora import LoraAdapter, open_adapter, write_lora_bin
@@ -325,6 +325,17 @@ class _Conversion:
         weights = load_weights(self._architecture, self._specs, self._source)
         start_id = self._parameters.start_token_id if self._parameters.HasField("start_token_id") else None
         ids = calibration_ids(self._tokenizer.load(), start_id)
+        before = ""
+
+        def release(role: str, _: NDArray[np.float32]) -> None:
+            nonlocal before
+            layer = role.rpartition(".attention.")[0] or before
+            if layer != before:  # the layer before has been read
+                self._checkpoint.release_pages()
+            before = layer
+
+        starts = [sequence[:1] for sequence in ids]
+        ids += generated_ids(self._architecture, weights, starts, num_threads=num_threads, observe=release)
         with Calibration(self._architecture, weights, ids, num_threads=num_threads) as self._calibration:
             yield
         self._calibration = None

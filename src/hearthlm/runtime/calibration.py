@@ -15,6 +15,7 @@ from hearthlm import kernels
 from hearthlm.models.params import Architecture
 from hearthlm.runtime.error_compensation import DAMPING, ErrorCompensation
 from hearthlm.runtime.executor import ForwardRequest
+from hearthlm.runtime.linear import Observer
 from hearthlm.runtime.transformer import TransformerExecutor
 from hearthlm.runtime.weights import Weights
 from hearthlm.tokenizers import Tokenizer
@@ -38,6 +39,43 @@ def calibration_ids(tokenizer: Tokenizer, start_id: int | None) -> list[list[int
     return [[*prefix, *ids[first : first + step]] for first in range(0, len(ids), step)]
 
 
+def generated_ids(
+    architecture: Architecture,
+    weights: Weights,
+    starts: Sequence[Sequence[int]],
+    *,
+    num_threads: int,
+    seed: int = 0,
+    observe: Observer | None = None,
+) -> list[list[int]]:
+    """Continue all of `starts`, until the first has SEQUENCE_LENGTH ids, as the model itself would, at temperature 1.
+
+    What a model was trained on is what it says: calibrated with its own words as well, it stays nearer to itself. All
+    sequences are continued together, and every step reads all the weights. `observe` is shown the inputs of every
+    matrix before it is read.
+    """
+    executor = TransformerExecutor(architecture, weights, num_threads=num_threads, observe=observe)
+    generator = np.random.Generator(np.random.Philox(seed))
+    try:
+        states = [executor.new_state() for _ in starts]
+        sequences = [list(start) for start in starts]
+        latest = [list(start) for start in starts]
+        while len(sequences[0]) < SEQUENCE_LENGTH:
+            results = executor.forward(
+                [ForwardRequest(state, ids, "last") for state, ids in zip(states, latest, strict=True)]
+            )
+            drawn = generator.random(len(results))
+            for i, logits in enumerate(results):
+                assert logits is not None  # asked for
+                chances = np.cumsum(np.exp(logits[0] - logits[0].max(), dtype=np.float64))
+                chosen = int(np.searchsorted(chances, drawn[i] * chances[-1], side="right"))
+                latest[i] = [min(chosen, len(chances) - 1)]  # the product may be rounded up to the sum
+                sequences[i] += latest[i]
+    finally:
+        executor.close()
+    return sequences
+
+
 class Calibration:
     """Follow `sequences` through a float model, one layer at a time, and compensate the rounding of each matrix.
 
@@ -59,26 +97,35 @@ class Calibration:
         self._inputs: dict[str, NDArray[np.float32]] = {}
         self._made: tuple[NDArray[np.float32], ErrorCompensation] | None = None
 
-    def compensation(self, role: str) -> ErrorCompensation:
-        """Return what rounding the matrix of `role`, as in TensorSpec, has to know of its inputs.
+    def inputs(self, role: str) -> NDArray[np.float32]:
+        """Return the rows that the matrix of `role`, as in TensorSpec, was multiplied by, [tokens, in].
 
-        An embedding that is also what computes the logits is compensated for these, but less: the rows themselves are
-        the first layer's inputs. Raises ValueError for a layer before the last one
-        asked for and for a role that has no inputs.
+        For an embedding that is also what computes the logits, they are those of the logits. Raises ValueError for a
+        layer before the last one asked for and for a role that has no inputs.
         """
         matched = _LAYER_ROLE.match(role)
-        if matched is None and role != ("embedding" if self._architecture.tied_embedding else "logits"):
-            raise ValueError(f"role: {role!r} has no inputs")
         last = len(self._architecture.layers)
-        layer = last if matched is None else int(matched[1])
-        if layer < self._layer or layer > last:
-            raise ValueError(f"role: {role!r} comes after layer {self._layer}, and layers go in order")
+        if matched is None:
+            layer, name = last, "logits"
+            if role != ("embedding" if self._architecture.tied_embedding else "logits"):
+                raise ValueError(f"role: {role!r} has no inputs")
+        else:
+            layer, name = int(matched[1]), role[matched.end() :]
+        if layer < self._layer or (matched is not None and layer >= last):
+            raise ValueError(f"role: {role!r} was asked for after layer {self._layer} of {last}; layers go in order")
         while self._layer < layer:
             self._advance()
-        name = "logits" if matched is None else role[matched.end() :]
-        inputs = self._inputs.get(name)
-        if inputs is None:
+        if name not in self._inputs:
             raise ValueError(f"role: {role!r} has no inputs")
+        return self._inputs[name]
+
+    def compensation(self, role: str) -> ErrorCompensation:
+        """Return what rounding the matrix of `role` has to know of its inputs; raises what `inputs` does.
+
+        An embedding that also computes the logits is compensated for these, but less: its rows are themselves what the
+        first layer reads.
+        """
+        inputs = self.inputs(role)
         if self._made is None or self._made[0] is not inputs:
             damping = TIED_DAMPING if role == "embedding" else DAMPING
             self._made = inputs, ErrorCompensation.from_inputs(inputs, self._pool, damping=damping)

@@ -58,7 +58,8 @@ class ErrorCompensation:
         if not np.all(np.isfinite(squares)):
             raise ValueError(f"inputs: row {int(np.argmin(np.isfinite(squares)))} holds a value that is not finite")
         # Every token counts the same: a norm after the matrix levels them, and the first may be 1000 times larger.
-        inputs = inputs * np.sqrt(num_inputs / np.maximum(squares, np.finfo(np.float32).tiny))[:, None]
+        sizes = np.sqrt(squares / np.float32(num_inputs))
+        inputs = inputs / np.where(sizes > 0, sizes, 1).astype(np.float32)[:, None]
         moments = np.einsum("ti,ti->i", inputs, inputs) / np.float32(max(1, num_tokens))
         mean = float(moments.mean(dtype=np.float64))
         order = np.argsort(-moments, kind="stable")
