@@ -23,6 +23,7 @@ from litert_models import litert_model
 from hearthlm.errors import ModelFormatError, UnsupportedModelError
 from hearthlm.formats import detect_format
 from hearthlm.formats.litert_model import llm_signatures
+from hearthlm.formats.litertlm import LiteRtLmFile
 from hearthlm.formats.safetensors_file import SafetensorsFile
 from hearthlm.formats.task_bundle import METADATA, MODEL, TOKENIZER, TOKENIZER_JSON, TaskBundle, write_task_bundle
 from hearthlm.formats.torch_zip import TorchZip
@@ -229,11 +230,25 @@ def test_mutated_task_bundles(tmp_path: Path) -> None:
     fuzz([(data, data.index(TOKENIZER.encode()) - 32)], mutated_bundle, path, read_task_bundle)
 
 
+def read_litertlm(path: Path) -> None:
+    with LiteRtLmFile.open(path) as file:
+        _ = file.sentencepiece_model, file.tokenizer_json
+        for section in file.sections:
+            bytes(file.data(section))
+
+
+def test_mutated_litertlm_files(tmp_path: Path) -> None:
+    data = (Path(__file__).parent / "golden" / "litert" / "hf_llama_wi8.litertlm").read_bytes()[: 4 * 16384]
+    end = int.from_bytes(data[24:32], "little")  # the last section is cut off: half of the mutants begin with that lie
+    whole = data.replace(struct.pack("<Q", 724848), struct.pack("<Q", len(data)))
+    fuzz([(whole, end), (data, end)], mutated, tmp_path / "m.litertlm", read_litertlm)
+
+
 @pytest.mark.parametrize("size", [0, 1, 3, 7, 8, 21, 64])
 def test_tiny_files(size: int, tmp_path: Path) -> None:
     for fill in (b"\0", b"\xff", b"PK\x05\x06", b"TFL3", b"{"):
         path = tmp_path / "m"
         path.write_bytes((fill * 64)[:size])
-        for read in (read_weights_bin, read_safetensors, read_torch_zip, read_task_bundle):
+        for read in (read_weights_bin, read_safetensors, read_torch_zip, read_task_bundle, read_litertlm):
             with pytest.raises(Refused):
                 read(path)

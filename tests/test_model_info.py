@@ -132,12 +132,6 @@ def test_tokenizers(tmp_path: Path) -> None:
     assert described(tmp_path / "y").tokenizer == {"kind": "hugging_face", "vocab_size": 2}
 
 
-def test_what_is_recognised_but_not_read_says_so(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"LITERTLM" + bytes(24))
-    info = described(tmp_path / "x")
-    assert (info.format, info.metadata) == ("litertlm", {"num_bytes": 32, "contents": "not described yet"})
-
-
 def test_a_damaged_litert_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(4) + b"TFL3" + bytes(24))
     with pytest.raises(hearthlm.CorruptFileError, match="root table"):

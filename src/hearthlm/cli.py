@@ -867,7 +867,7 @@ _FORMAT_NAMES = {
 
 def _described_file(info: FileInfo) -> str:
     lines = [("format", _FORMAT_NAMES.get(info.format, info.format))]
-    if info.format in ("task", "tflite"):
+    if info.format in ("task", "tflite", "litertlm"):
         return _columns([*lines, *_bundle_lines(info)])
     if info.tokenizer is not None:
         lines.append(("tokenizer", f"{info.tokenizer['kind']}, {info.tokenizer['vocab_size']} pieces"))
@@ -885,28 +885,29 @@ def _described_file(info: FileInfo) -> str:
 
 
 def _bundle_lines(info: FileInfo) -> list[tuple[str, str]]:
-    """Describe a .task, or the LiteRT model alone."""
+    """Describe a .task or .litertlm, or the LiteRT model alone."""
     data = info.metadata
     lines = []
     for entry in data.get("entries", ()):
         kind = f" ({entry['kind']})" if entry["kind"] else ""
-        lines.append(("entry", f"{entry['name']}, {_short(entry['bytes'])}B{kind}"))
-    for signature in data["signatures"]:
+        lines.append(("entry", f"{_plain(entry['name'])}, {_short(entry['bytes'])}B{kind}"))
+    for signature in data.get("signatures", ()):
         tensors = [_tensor_list(signature[side]) for side in ("inputs", "outputs")]
         lines.append(("signature", f"{_plain(signature['name'])}: {' -> '.join(tensors)}"))
-    if (cache := data["kv_cache"]) is not None:
+    if (cache := data.get("kv_cache")) is not None:
         shapes = f"{cache['num_layers']} layers, {cache['dtype']}, keys {list(cache['key_shape'])}"
         lines.append(("KV cache", f"{cache['name']}, {shapes}, values {list(cache['value_shape'])}"))
         if cache["num_tokens"] is not None:
             axes = f"axis {cache['key_axis']} of the keys, {cache['value_axis']} of the values"
             lines.append(("context", f"{cache['num_tokens']} tokens ({axes})"))
-    if data["lora_ranks"]:
+    if data.get("lora_ranks"):
         lines.append(("LoRA", f"rank {', '.join(map(str, data['lora_ranks']))}"))
     if "problem" in data:
         lines.append(("problem", data["problem"]))
     if info.tokenizer is not None:
-        spelling = ", in GPT-2's alphabet" if data["bytes_to_unicode"] else ""
+        spelling = ", in GPT-2's alphabet" if data.get("bytes_to_unicode") else ""
         lines.append(("tokenizer", f"{info.tokenizer['kind']}, {info.tokenizer['vocab_size']} pieces{spelling}"))
+    if info.format == "task":
         lines.append(("start", _plain(data["start_token"]) or "none"))
         lines.append(("stop", ", ".join(map(repr, data["stop_tokens"])) or "none"))
         lines += [(f"{role} role", _plain(token)) for role, token in data["role_tokens"].items()]

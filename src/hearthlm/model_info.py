@@ -12,6 +12,7 @@ from hearthlm.errors import HearthLMError, UnsupportedModelError
 from hearthlm.formats import detect_format, task_bundle
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.litert_model import LiteRtModel, TensorSpec, llm_signatures, read_litert_model
+from hearthlm.formats.litertlm import LiteRtLmFile
 from hearthlm.formats.llm_parameters import prompt_templates
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.safetensors_file import SafetensorsFile
@@ -79,7 +80,7 @@ def inspect_file(path: str | PathLike[str]) -> ModelInfo | FileInfo:
     if kind == "tflite":
         return _litert_info(path)
     if kind == "litertlm":
-        return FileInfo(kind, metadata={"num_bytes": Path(path).stat().st_size, "contents": "not described yet"})
+        return _litertlm_info(path)
     if kind == "safetensors" and (info := _session_info(path)) is not None:
         return info
     with Checkpoint.open(path) as checkpoint:
@@ -168,6 +169,30 @@ def _litert_info(path: str | PathLike[str]) -> FileInfo:
     with MappedFile(path) as file, file.read(0, file.size, "model") as data:
         called = _called(lambda: read_litert_model(data, str(file.path)), str(file.path))
         return FileInfo("tflite", metadata={"num_bytes": file.size, **called})
+
+
+def _litertlm_info(path: str | PathLike[str]) -> FileInfo:
+    """Describe a `.litertlm`: its sections, how its (first) model is called, its tokenizer."""
+    with LiteRtLmFile.open(path) as file:
+        tokenizer: Tokenizer | None = None
+        if (tokenizer_json := file.tokenizer_json) is not None:
+            tokenizer = from_hugging_face(tokenizer_json)
+        elif (pieces := file.sentencepiece_model) is not None:
+            tokenizer = from_sentencepiece(pieces)
+        metadata: dict[str, Any] = {
+            "version": ".".join(map(str, file.version)),
+            "labels": file.labels,
+            "entries": [
+                {"name": s.labels.get("model_type", s.kind), "bytes": s.num_bytes, "kind": s.kind}
+                for s in file.sections
+            ],
+        }
+        model = next((s for s in file.sections if s.kind == "tflite"), None)
+        if model is not None:
+            where = f"{path}: {model.kind}"
+            with file.data(model) as data:
+                metadata |= _called(lambda: read_litert_model(data, where), where)
+        return FileInfo("litertlm", tokenizer=None if tokenizer is None else _described(tokenizer), metadata=metadata)
 
 
 def _called(read: Callable[[], LiteRtModel], where: str) -> dict[str, Any]:

@@ -115,6 +115,13 @@ class Table:
                 self._reader, position + self._reader.unpack(_UINT32, position, what), f"{what} {index} of {count}"
             )
 
+    def table(self, field: int, what: str) -> Table | None:
+        """Return the table in `field`, None where it is absent; `what` names it in errors."""
+        position = self._locate(field, 4)
+        if position is None:
+            return None
+        return Table(self._reader, position + self._reader.unpack(_UINT32, position, what), what)
+
     def _locate(self, field: int, size: int) -> int | None:
         offset = self._fields[field] if field < len(self._fields) else 0
         if offset == 0:
@@ -152,7 +159,7 @@ class Scalar:
     value: int
 
 
-Fields = Mapping[int, "Scalar | str | Sequence[int] | Sequence[Fields]"]
+Fields = Mapping[int, "Scalar | str | Sequence[int] | Sequence[Fields] | Fields"]
 
 
 def build_flatbuffer(root: Fields, identifier: bytes) -> bytes:
