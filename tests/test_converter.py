@@ -224,7 +224,7 @@ def test_other_runtimes_begin_and_end_a_text_as_the_checkpoint_does(tmp_path: Pa
     for compatible, start, stop in ((False, 3, ["<eos>", "</s>", "<end_of_turn>"]), (True, 2, ["<eos>"])):
         plan = convert_checkpoint(replace(conversion, mediapipe_compatible=compatible))
         with WeightsBin.open(plan.output_file) as file:
-            assert (file.parameters.start_token_id, file.parameters.stop_tokens) == (start, stop)
+            assert (file.parameters.start_token_id, list(file.parameters.stop_tokens)) == (start, stop)
 
 
 def test_files_for_the_gpu_are_as_large_as_the_web_runtime_wants_them(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """MediaPipe's own web runtime, in a browser, answers from our GPU files as our engine does, token by token.
 
 Run by `make test-web`. The browser renders WebGPU in software, in float32, which takes about half a minute a model.
-Answers are greedy. They are compared where the two most likely tokens are never as close as the sums' rounding: the
-seeds are chosen so, and every test prints how close they came.
+Answers are greedy, and compared up to the first token that is too close a call; the seeds are chosen so that there is
+none, or a late one. Every test prints how close they came.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,7 @@ import pytest
 import random_models
 from safetensors.numpy import load_file, save_file
 
-from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
-from hearthlm.chat import PromptTemplates
+from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions, PromptTemplates
 from hearthlm.converter import ConversionConfig, convert_checkpoint
 from hearthlm.tokenizers import from_hugging_face, from_sentencepiece
 
@@ -32,7 +32,6 @@ WEB = Path(__file__).parent / "web"
 NEW, OLD = "@mediapipe/tasks-genai", "@mediapipe/tasks-genai-0.10.14"
 PROMPTS = ["the file is", "Return an object by name"]
 MAX_TOKENS = 56  # of prompt and answer
-CLOSE = 0.01  # between the logits of the two most likely tokens
 
 _SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": False}
 _GEMMA = _SIZES | {
@@ -59,13 +58,14 @@ class Kind:
     """Describe a kind of model: MediaPipe's type, the runtime that runs it without a fault of its own, config.json.
 
     `factors` of the weights, by the ends of their names, make every token depend on the whole text: without them
-    these models repeat themselves.
+    these models repeat themselves. Logits that are not more than `close` apart are a close call.
     """
 
     model_type: str
     runtime: str
     config: dict[str, Any]
     factors: Mapping[str, float] = field(default_factory=lambda: _SHARP)
+    close: float = 0.01
 
 
 # The heads of 80 are those of the published models: their rotary parts are fixed numbers of channels in the runtime.
@@ -88,9 +88,9 @@ KINDS = {
         | _FALCON
         | {"model_type": "falcon", "hidden_size": 256, "ffn_hidden_size": 768, "num_attention_heads": 32},
     ),
-    # The newer runtime compiles no shader for these two.
+    # The newer runtime compiles no shader for these two, and the older one has StableLM in float16.
     "phi": Kind("PHI_2", OLD, _BYTE_LEVEL | _PHI | {"model_type": "phi", "partial_rotary_factor": 0.4}),
-    "stablelm": Kind("STABLELM_4E1T_3B", OLD, _BYTE_LEVEL | _PHI | {"model_type": "stablelm"}),
+    "stablelm": Kind("STABLELM_4E1T_3B", OLD, _BYTE_LEVEL | _PHI | {"model_type": "stablelm"}, close=0.1),
 }
 
 
@@ -187,12 +187,12 @@ def write_checkpoint(kind: Kind, seed: int, folder: Path, stop_ids: tuple[int, .
     return folder
 
 
-def write_adapter(checkpoint: Path, seed: int, folder: Path) -> Path:
-    """Write a PEFT adapter of rank 4 for every matrix of every layer."""
+def write_adapter(checkpoint: Path, modules: str, seed: int, folder: Path) -> Path:
+    """Write a PEFT adapter of rank 4 for every matrix of every layer whose name matches `modules`."""
     generator = np.random.default_rng(seed)
     factors = {}
     for name, values in load_file(checkpoint / "model.safetensors").items():
-        if ".layers." in name and values.ndim == 2:
+        if values.ndim == 2 and re.search(rf"\.\d+\..*({modules})", name):
             out, columns = values.shape
             module = f"base_model.model.{name.removesuffix('.weight')}"
             factors[f"{module}.lora_A.weight"] = generator.normal(0, columns**-0.5, (4, columns)).astype(np.float32)
@@ -223,14 +223,17 @@ def convert(kind: Kind, checkpoint: Path, bits: tuple[int, int, int], **settings
 
 @dataclass(frozen=True)
 class Ours:
+    """Hold our answer up to the first close call."""
+
     text: str
     num_tokens: int
-    num_prompt_tokens: int  # without the start token
-    gap: float
+    gap: float  # the smallest between the logits of the two most likely tokens
+    is_whole: bool
     finish_reason: str
+    num_prompt_tokens: int  # without the start token
 
 
-def our_answers(model: Path, prompts: list[str], adapter: Path | None = None) -> list[Ours]:
+def our_answers(kind: Kind, model: Path, prompts: list[str], adapter: Path | None = None) -> list[Ours]:
     options = LlmInferenceOptions(
         model,
         max_tokens=MAX_TOKENS,
@@ -246,17 +249,20 @@ def our_answers(model: Path, prompts: list[str], adapter: Path | None = None) ->
             result = llm.generate(prompt, greedy)
             assert result.logprobs is not None
             gaps = [entry.top[0][1] - entry.top[1][1] for entry in result.logprobs[0]]
+            count = next((i for i, gap in enumerate(gaps) if gap <= kind.close), len(gaps))
+            is_whole = count == len(gaps)
+            text = result.texts[0] if is_whole else llm.tokenizer.decode(result.token_ids[0][:count], at_start=False)
             size = llm.size_in_tokens(prompt)
-            answers.append(Ours(result.texts[0], len(gaps), size, min(gaps), result.finish_reason))
+            gap = min(gaps[:count], default=kind.close)
+            answers.append(Ours(text, count, gap, is_whole, result.finish_reason, size))
     return answers
 
 
 def compare(what: str, ours: list[Ours], theirs: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     for mine, answer in zip(ours, theirs, strict=True):
-        assert mine.gap > CLOSE, f"two tokens are {mine.gap:.4f} apart: choose another seed"
         assert answer["numTokens"] == mine.num_prompt_tokens
-        # the older runtime takes white space off
-        assert answer["text"].lstrip() == mine.text.lstrip(), what
+        text, wanted = answer["text"].lstrip(), mine.text.lstrip()  # the older runtime takes white space off
+        assert (text if mine.is_whole else text[: len(wanted)]) == wanted, what
     count, gap = sum(mine.num_tokens for mine in ours), min(mine.gap for mine in ours)
     with capsys.disabled():
         print(f"\n{what}: {count} tokens equal, logits at least {gap:.3f} apart")
@@ -274,8 +280,8 @@ SEEDS = {
     ("falcon", (4, 4, 4)): 19,
     ("phi", (8, 8, 8)): 2,
     ("phi", (4, 4, 4)): 3,
-    ("stablelm", (8, 8, 8)): 5,
-    ("stablelm", (4, 4, 4)): 3,
+    ("stablelm", (8, 8, 8)): 12,
+    ("stablelm", (4, 4, 4)): 1,
 }
 
 
@@ -286,23 +292,27 @@ def test_the_browser_answers_as_we_do(
     kind = KINDS[name]
     checkpoint = write_checkpoint(kind, SEEDS[name, bits], tmp_path / "checkpoint")
     model = convert(kind, checkpoint, bits)
-    ours = our_answers(model, PROMPTS)
-    assert all(answer.num_tokens >= 30 for answer in ours)
+    ours = our_answers(kind, model, PROMPTS)
+    assert sum(answer.num_tokens for answer in ours) >= 30, "too many close calls: choose another seed"
     compare(f"{name} {bits}", ours, browser.answers(kind.runtime, model, PROMPTS), capsys)
 
 
-@pytest.mark.parametrize(("name", "seed", "adapter_seed"), [("gemma_mqa", 5, 5), ("phi", 2, 0)])
+# The older runtime knows no adapters of feed-forward layers.
+@pytest.mark.parametrize(
+    ("name", "modules", "seed"), [("gemma_mqa", "attn|mlp", 5), ("phi", "attn", 5), ("falcon", "attention", 4)]
+)
 def test_an_adapter_changes_the_answer_as_it_changes_ours(
-    name: str, seed: int, adapter_seed: int, browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, modules: str, seed: int, browser: Browser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the attention and, which MediaPipe's own converter leaves out, the feed-forward layers."""
     kind = KINDS[name]
-    checkpoint = write_checkpoint(kind, seed, tmp_path / "checkpoint")
-    peft = write_adapter(checkpoint, adapter_seed, tmp_path / "peft")
+    checkpoint = write_checkpoint(kind, SEEDS[name, (8, 8, 8)], tmp_path / "checkpoint")
+    peft = write_adapter(checkpoint, modules, seed, tmp_path / "peft")
     adapter = tmp_path / "adapter.bin"
     model = convert(kind, checkpoint, (8, 8, 8), lora_ckpt=peft, lora_output_tflite_file=adapter)
-    ours = our_answers(model, PROMPTS, adapter)
-    assert all(mine.text != plain.text for mine, plain in zip(ours, our_answers(model, PROMPTS), strict=True))
+    ours = our_answers(kind, model, PROMPTS, adapter)
+    assert sum(answer.num_tokens for answer in ours) >= 30, "too many close calls: choose another seed"
+    plain = our_answers(kind, model, PROMPTS)
+    assert all(mine.text[:20] != other.text[:20] for mine, other in zip(ours, plain, strict=True))
     theirs = browser.answers(kind.runtime, model, PROMPTS, adapter, loraRanks=[4])
     compare(f"{name} with an adapter", ours, theirs, capsys)
 
@@ -315,6 +325,6 @@ def test_an_answer_ends_where_the_checkpoint_says(
     checkpoint = write_checkpoint(kind, 5, tmp_path / "checkpoint", stop_ids=(5,))
     model = convert(kind, checkpoint, (8, 8, 8))
     prompts = PROMPTS[1:]
-    ours = our_answers(model, prompts)
+    ours = our_answers(kind, model, prompts)
     assert ours[0].finish_reason == "stop"
     compare("stop token", ours, browser.answers(kind.runtime, model, prompts), capsys)

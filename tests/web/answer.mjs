@@ -20,9 +20,10 @@ const server = http.createServer((request, response) => {
   const url = decodeURIComponent(request.url.split('?')[0]);
   const module = url.startsWith('/modules/') && path.join(FOLDER, 'node_modules', path.normalize(url.slice('/modules'.length)));
   const file = served.get(url) ?? module;
+  const cached = Boolean(module);
   const size = file && fs.statSync(file, { throwIfNoEntry: false })?.size;
   if (size === undefined || size === false) return response.writeHead(404).end();
-  response.writeHead(200, { 'content-type': TYPES[path.extname(file)] ?? 'application/octet-stream', 'content-length': size, 'cache-control': 'no-store' });
+  response.writeHead(200, { 'content-type': TYPES[path.extname(file)] ?? 'application/octet-stream', 'content-length': size, 'cache-control': cached ? 'max-age=3600' : 'no-store' });
   fs.createReadStream(file).pipe(response);
 });
 server.listen(0, '127.0.0.1');
@@ -34,10 +35,12 @@ const browser = await chromium.launch({
   args: ['--no-sandbox', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--enable-unsafe-webgpu'],
 });
 
+const context = await browser.newContext(); // one for all, that compiled code is kept
+
 async function answer({ model, adapter, timeoutS, ...request }) {
   served.set('/model', model);
   served.set('/adapter', adapter);
-  const page = await browser.newPage();
+  const page = await context.newPage();
   const log = [];
   page.on('pageerror', error => log.push(String(error)));
   page.on('console', message => log.push(message.text()));
