@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WEB := tests/web/node_modules
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*)
 
-.PHONY: setup demo test test-slow test-oracles test-sanitize check bench docs clean
+.PHONY: setup demo test test-slow test-oracles test-web test-sanitize check bench docs clean
 
 setup: $(VENV)/.built
 
@@ -29,13 +30,21 @@ demo: setup
 	$(BIN)/hearthlm run "Tell me a story about a brave little boat."
 
 test: setup
-	$(BIN)/python -m pytest -m "not oracle and not slow"
+	$(BIN)/python -m pytest -m "not oracle and not slow and not web"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not oracle"
 
 test-oracles: $(VENV)/.oracles
 	$(BIN)/python -m pytest -m oracle
+
+# Needs chromium, node and npm, and says so where one is missing.
+test-web: setup
+	if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(WEB)/.package-lock.json; fi
+	$(BIN)/python -m pytest -m web -rs
+
+$(WEB)/.package-lock.json: tests/web/package.json tests/web/package-lock.json
+	npm ci --prefix tests/web --ignore-scripts --no-audit --no-fund
 
 test-sanitize: setup
 	bash native/test_sanitize.sh $(BIN)/python

@@ -225,6 +225,33 @@ def test_what_mediapipe_cannot_say_travels_in_our_entry(tmp_path: Path) -> None:
             assert converted.chat_format.encode(messages) == source.chat_format.encode(messages)
 
 
+def test_other_runtimes_begin_and_end_a_text_as_the_checkpoint_does(tmp_path: Path) -> None:
+    config = random_models.CONFIGS["gemma_mqa"] | {"vocab_size": 512}
+    checkpoint = random_models.write_checkpoint(tmp_path / "in", config, random_models.random_tensors(config))
+    shutil.copyfile(GOLDEN / "tokenizers" / "bpe_512_byte_fallback.model", checkpoint / "tokenizer.model")
+    # `<end_of_turn>`, and a piece of text, which may be spelled anywhere
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5, 300], "bos_token_id": 3}))
+    conversion = ConversionConfig(checkpoint, None, "GEMMA_2B", "cpu", tmp_path)
+    for compatible, start, stop in ((False, 3, ["<eos>", "</s>", "<end_of_turn>"]), (True, 2, ["<eos>"])):
+        plan = convert_checkpoint(replace(conversion, mediapipe_compatible=compatible))
+        with WeightsBin.open(plan.output_file) as file:
+            assert (file.parameters.start_token_id, list(file.parameters.stop_tokens)) == (start, stop)
+
+
+def test_files_for_the_gpu_are_as_large_as_the_web_runtime_wants_them(tmp_path: Path) -> None:
+    settings = {"lora_ckpt": GOLDEN / "inputs" / "gemma_2b_lora_r4", "lora_alpha": 4}
+    sizes = {}
+    for name, changes in (("gpu", {}), ("compatible", {"mediapipe_compatible": True}), ("cpu", {"backend": "cpu"})):
+        case = CASES["0.10.14/gemma_2b_gpu_int8"][1]
+        plan = convert_checkpoint(golden_config(case, tmp_path / name, **settings, **changes))
+        assert plan.lora_output_file is not None
+        sizes[name] = (Path(plan.output_file).stat().st_size, Path(plan.lora_output_file).stat().st_size)
+    assert sizes["gpu"] == (2 << 20, 2 << 20)
+    assert sizes["compatible"] == (131072, 131072)
+    assert sizes["cpu"][0] < 65536
+    assert sizes["cpu"][1] == 2 << 20
+
+
 def test_a_tied_model_gets_the_output_matrix_that_its_type_has(tmp_path: Path) -> None:
     folder = tmp_path / "falcon"
     folder.mkdir()

@@ -15,8 +15,12 @@ from safetensors.numpy import load_file, save_file
 
 import hearthlm
 from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSession, LlmInferenceSessionOptions
+from hearthlm.formats.llm_parameters_pb2 import LlmParameters
+from hearthlm.formats.weights_bin import WeightsBin
 from hearthlm.models import FAMILIES, read_config
-from hearthlm.runtime.lora import LoraAdapter, open_adapter
+from hearthlm.models.model_types import MODEL_TYPES
+from hearthlm.quantization import dequantize
+from hearthlm.runtime.lora import LoraAdapter, open_adapter, write_lora_bin
 from hearthlm.runtime.model import Model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -276,3 +280,22 @@ def test_an_adapter_is_what_peft_computes(name: str, tmp_path: Path) -> None:
     options = LlmInferenceOptions(write_checkpoint(tmp_path / "m", CONFIGS[name]), lora_path=folder)
     with LlmInference.create_from_options(options) as llm:
         assert np.abs(llm.token_logprobs(ids) - wanted).max() < 1e-3
+
+
+@pytest.mark.parametrize(("name", "type_name"), [("gemma_mqa", "GEMMA_2B"), ("phi_parallel", "PHI_2")])
+def test_a_written_adapter_is_read_back_and_has_mediapipes_names(name: str, type_name: str, tmp_path: Path) -> None:
+    """Of the attention's output MediaPipe's runtime swaps the names for Gemma alone: found by asking it."""
+    family, architecture = read_config(CONFIGS[name])
+    adapter = open_adapter(write_adapter(tmp_path / "peft", draw_adapter(name)), family, architecture)
+    path = tmp_path / "lora.bin"
+    model_type = MODEL_TYPES[type_name].number
+    write_lora_bin(path, adapter, family, LlmParameters(), model_type, tokenizer=None)
+    read = open_adapter(path, family, architecture)
+    for role, factors in adapter.factors.items():
+        np.testing.assert_allclose(read.factors[role].down.data, factors.down.data, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(read.factors[role].up.data, factors.up.data, rtol=1e-3, atol=1e-6)
+    up = adapter.factors["layers.0.attention.output"].up.data
+    side = "left" if family.name == "gemma" else "right"
+    with WeightsBin.open(path) as file:
+        stored = file.matrix(f"params.lm.transformer.x_layers_0.self_attention.post.w_prime_{side}", (len(up), 4))
+        np.testing.assert_allclose(dequantize(stored), up, rtol=1e-3, atol=1e-6)

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from os import PathLike
@@ -22,7 +22,7 @@ from hearthlm.errors import CorruptFileError, TensorMismatchError, UnsupportedMo
 from hearthlm.formats.checkpoint import Checkpoint, read_json_file
 from hearthlm.formats.llm_parameters import llm_parameters
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
-from hearthlm.formats.weights_bin import TensorPlan, write_weights_bin
+from hearthlm.formats.weights_bin import WEB_MIN_BYTES, TensorPlan, write_weights_bin
 from hearthlm.models import FAMILIES, read_config
 from hearthlm.models.family import Family, QuantizationGroup, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES, ModelType
@@ -302,6 +302,7 @@ class _Conversion:
                 tokenizer=self._tokenizer.sentencepiece,
                 backend=config.backend,
                 extra=self._extra,
+                min_bytes=0 if config.backend == "cpu" or config.mediapipe_compatible else WEB_MIN_BYTES,
                 num_threads=1 if config.method == "gptq" else num_threads,
                 progress=advance,
             )
@@ -395,10 +396,12 @@ class _Conversion:
             t.num_kv_heads, t.num_stacks = architecture.num_kv_heads, architecture.num_layers
             return message
         message = llm_parameters(architecture, self._family, self._model_type.number)
-        message.start_token_id = self._model_type.start_token_id
+        chat = {} if self._config.mediapipe_compatible else checkpoint_chat(self._checkpoint)
+        message.start_token_id = chat.get("start_id", self._model_type.start_token_id)
         if self._tokenizer.is_byte_level and not self._family.bytes_to_unicode:
             message.input_output_normalizations.append(LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE)
-        message.stop_tokens.extend(self._model_type.stop_tokens)
+        stop_tokens = [*self._model_type.stop_tokens, *self._tokenizer.special_pieces(chat.get("stop_ids", []))]
+        message.stop_tokens.extend(dict.fromkeys(stop_tokens))
         if self._config.backend == "gpu" and self._config.use_dynamic_ple:
             message.transformer_parameters.load_per_layer_embedding_dynamically = True
             message.transformer_parameters.load_ngrammer_embedding_dynamically = True
@@ -681,6 +684,13 @@ class _Tokenizer:
         if self.tokenizer_json is not None:
             return from_hugging_face(self.tokenizer_json, self.config)
         return from_sentencepiece(self.sentencepiece or b"")
+
+    def special_pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return how those ids are spelled that are no text: text may not end an answer wherever it is spelled."""
+        if not ids:
+            return []
+        tokenizer = self.load()
+        return [piece for i in ids if i >= 0 and tokenizer.is_special(i) and (piece := tokenizer.piece(i))]
 
     def entry(self) -> dict[str, Any]:
         """Return the keys that carry the tokenizer.json in our metadata entry."""

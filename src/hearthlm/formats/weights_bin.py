@@ -45,6 +45,8 @@ MAX_HEAD_BYTES = 1 << 20
 MAX_PARAMETERS_BYTES = 1 << 20
 MAX_EXTRA_BYTES = 64 << 20
 EXTRA_VERSION = 1
+# MediaPipe's web runtime waits for ever for a model of less than 1 MiB, and ignores an adapter of 1 MiB without a word.
+WEB_MIN_BYTES = 2 << 20
 
 _PARAMETERS = "odml.infra.proto.LlmParameters"
 _TOKENIZER = "spm_vocab_model"
@@ -458,6 +460,7 @@ def write_weights_bin(
     lora_rank: int | None = None,
     with_sum: bool | None = None,
     extra: Mapping[str, Any] | None = None,
+    min_bytes: int = 0,
     num_threads: int = 1,
     progress: Callable[[str, int], None] | None = None,
 ) -> None:
@@ -465,7 +468,8 @@ def write_weights_bin(
 
     The file appears at `path` whole or not at all, and the same content gives the same bytes. `with_sum` adds the
     sums of the rows of quantised matrices (by default in GPU files, as MediaPipe does since 0.10.21); `lora_rank`
-    marks a LoRA file; `extra` is JSON-serialisable and becomes the metadata entry `hearthlm` with a version.
+    marks a LoRA file; `extra` is JSON-serialisable and becomes the metadata entry `hearthlm` with a version. A file
+    smaller than `min_bytes` is filled up with zeros.
     `num_threads` produce pieces of a tensor side by side; `progress(name, num_bytes)` is called, in this thread, after
     each piece with how many bytes of the weights it was. Raises ValueError for a plan that the layout cannot hold or a
     producer that breaks its plan, and UnsupportedModelError where the head would not fit into the 1 MiB that readers
@@ -524,7 +528,7 @@ def write_weights_bin(
     entry_offsets = offsets[: len(entries)] if backend == "gpu" else offsets[len(flat) :]
     tensor_offsets = iter(offsets[len(entries) :] if backend == "gpu" else offsets[: len(flat)])
     with replace_file(path) as file, ThreadPoolExecutor(num_threads) as pool:
-        file.truncate(end)
+        file.truncate(max(end, min_bytes))
         _write_at(file, 0, build_head(offsets))
         for (_, data), offset in zip(entries, entry_offsets, strict=True):
             _write_at(file, offset, data)

@@ -143,7 +143,7 @@ class FileTraits:
     parallel_residual: bool = False
     alibi: bool = False
     activation: Mapping[str, Activation] | None = None
-    lora_output_transposed: bool = False  # in LoRA files of MediaPipe's converter
+    lora_output_swapped: bool = False  # MediaPipe's runtime looks for each of its factors under the other's name
 
 
 @dataclass(frozen=True)

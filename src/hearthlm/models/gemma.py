@@ -45,7 +45,9 @@ def _read_config(fields: ConfigFields) -> Architecture:
     )
 
 
-_TRAITS = FileTraits(context_length=8192, norm_eps=1e-6, norm_scale_offset=1.0, scaled_embedding=True)
+_TRAITS = FileTraits(
+    context_length=8192, norm_eps=1e-6, norm_scale_offset=1.0, scaled_embedding=True, lora_output_swapped=True
+)
 
 GEMMA = Family(
     name="gemma",

@@ -64,6 +64,7 @@ GEMMA2 = Family(
             scaled_embedding=True,
             window=4096,
             local_layers_per_global=1,
+            lora_output_swapped=True,
         )
     },
     chat=GEMMA_CHAT,

@@ -53,7 +53,13 @@ def _read_config(fields: ConfigFields) -> Architecture:
 
 
 def _traits(context_length: int) -> FileTraits:
-    return FileTraits(context_length=context_length, norm_eps=1e-6, norm_scale_offset=1.0, scaled_embedding=True)
+    return FileTraits(
+        context_length=context_length,
+        norm_eps=1e-6,
+        norm_scale_offset=1.0,
+        scaled_embedding=True,
+        lora_output_swapped=True,
+    )
 
 
 GEMMA3 = Family(

@@ -60,9 +60,7 @@ PHI = Family(
     },
     bin_names=PHI_BIN_NAMES,
     file_traits={  # PHI_2
-        11: FileTraits(
-            context_length=2048, norm_eps=1e-5, rotary_part=0.4, parallel_residual=True, lora_output_transposed=True
-        )
+        11: FileTraits(context_length=2048, norm_eps=1e-5, rotary_part=0.4, parallel_residual=True)
     },
     bytes_to_unicode=True,
 )

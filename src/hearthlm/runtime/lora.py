@@ -18,7 +18,7 @@ from hearthlm.errors import CorruptFileError, TensorMismatchError, UnsupportedMo
 from hearthlm.formats import detect_format
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
-from hearthlm.formats.weights_bin import TensorPlan, WeightsBin, write_weights_bin
+from hearthlm.formats.weights_bin import WEB_MIN_BYTES, TensorPlan, WeightsBin, write_weights_bin
 from hearthlm.models.family import Family, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES_BY_NUMBER
 from hearthlm.models.params import Architecture
@@ -137,14 +137,15 @@ def write_lora_bin(
 ) -> None:
     """Write an adapter as MediaPipe's `_lora.bin`: blocks of float16, float32 for types that need it.
 
-    `w_prime_left` is A [rank, in] and `w_prime_right` B [out, rank]; of the attention's output the names are swapped.
+    `w_prime_left` is A [rank, in] and `w_prime_right` B [out, rank]; of Gemma's attention output the names are swapped.
     The layout has no rank that is not a multiple of 4, and one rank for all: the factors are filled up with zeros.
-    `mediapipe_compatible` repeats the wrong order in which MediaPipe's converter writes the output's factors.
+    `mediapipe_compatible` repeats what MediaPipe's converter does wrong with the output's factors: it swaps the names
+    for every family, and puts the values in the wrong order.
     Raises CorruptFileError for a value that float16 cannot hold.
     """
     rank = -(-adapter.rank // 4) * 4
     dtype: WeightType = "float32" if MODEL_TYPES_BY_NUMBER[model_type].needs_float32 else "float16"
-    transposed = family.file_traits[model_type].lora_output_transposed
+    is_swapped = family.file_traits[model_type].lora_output_swapped
     specs = {spec.role: spec for spec in family.tensors(adapter.architecture)}
     plans = []
     for role, factors in adapter.factors.items():
@@ -156,9 +157,10 @@ def write_lora_bin(
         up[:, : factors.up.shape[1]] = factors.up.data
         sides = ("left", "right")
         if role.endswith("attention.output"):
-            sides = ("right", "left")
+            if is_swapped or mediapipe_compatible:
+                sides = ("right", "left")
             if mediapipe_compatible:
-                down, up = (_scrambled(values, transposed) for values in (down, up))
+                down, up = (_scrambled(values, not is_swapped) for values in (down, up))
         for side, values in zip(sides, (down, up), strict=True):
             stored = values.astype(dtype)
             if not np.isfinite(stored).all():
@@ -174,6 +176,7 @@ def write_lora_bin(
         backend="gpu",
         lora_rank=rank,
         extra=None if mediapipe_compatible else {"lora": {"rank": adapter.rank}},
+        min_bytes=0 if mediapipe_compatible else WEB_MIN_BYTES,
     )
 
 
@@ -187,9 +190,10 @@ _Found = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 def _from_bin(path: str | PathLike[str], specs: Mapping[str, TensorSpec], family: Family) -> _Found:
-    """Read MediaPipe's layout: for the attention's output the names of the two factors are swapped.
+    """Read MediaPipe's layout: for Gemma's attention output the names of the two factors are swapped.
 
-    MediaPipe's own converter also puts those two through a wrong reshape; in its files that is undone.
+    MediaPipe's own converter swaps them for every family, and puts them through a wrong reshape; in its files, which
+    have no metadata entry of ours, that is undone.
     """
     with WeightsBin.open(path) as file:
         rank = file.lora_rank
@@ -206,16 +210,17 @@ def _from_bin(path: str | PathLike[str], specs: Mapping[str, TensorSpec], family
                 left, right = f"{base}.w_prime_left", f"{base}.w_prime_right"
                 if left not in file.tensors and right not in file.tensors:
                     continue
-                is_swapped = role.endswith("attention.output")
+                is_output, is_mediapipes = role.endswith("attention.output"), file.extra is None
+                is_swapped = is_output and (traits.lora_output_swapped or is_mediapipes)
                 down_name, up_name = (right, left) if is_swapped else (left, right)
                 out, columns = spec.shape
-                if is_swapped and file.extra is None and traits.lora_output_transposed:
+                if is_output and is_mediapipes and not traits.lora_output_swapped:
                     down = dequantize(file.matrix(down_name, (columns, rank))).T.reshape(columns, rank).T
                     up = dequantize(file.matrix(up_name, (rank, out))).T.reshape(rank, out).T
                 else:
                     down = dequantize(file.matrix(down_name, (rank, columns)))
                     up = dequantize(file.matrix(up_name, (out, rank)))
-                    if is_swapped and file.extra is None:
+                    if is_output and is_mediapipes:
                         down, up = down.reshape(columns, rank).T, up.reshape(rank, out).T
                 found[role] = down, up
                 left_over -= {left, right}
