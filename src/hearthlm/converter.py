@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from os import PathLike
@@ -18,14 +18,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from hearthlm.blueprint import blueprint
+from hearthlm.carried_tokenizer import CarriedTokenizer
 from hearthlm.errors import CorruptFileError, TensorMismatchError, UnsupportedModelError
-from hearthlm.formats.checkpoint import Checkpoint, read_json_file
+from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.llm_parameters import llm_parameters
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.formats.weights_bin import WEB_MIN_BYTES, TensorPlan, write_weights_bin
-from hearthlm.models import FAMILIES, read_config
+from hearthlm.models import FAMILIES
 from hearthlm.models.family import Family, QuantizationGroup, TensorSpec
-from hearthlm.models.model_types import MODEL_TYPES, ModelType
+from hearthlm.models.model_types import MODEL_TYPES
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import QuantizationMethod, WeightMatrix, WeightType, quantize
 from hearthlm.runtime.calibration import Calibration, calibration_ids, generated_ids
@@ -34,8 +36,6 @@ from hearthlm.runtime.cpu_count import default_num_threads
 from hearthlm.runtime.lora import LoraAdapter, open_adapter, write_lora_bin
 from hearthlm.runtime.model import checkpoint_chat
 from hearthlm.runtime.weights import load_weights
-from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
-from hearthlm.tokenizers.hugging_face_to_sentencepiece import is_byte_level, to_sentencepiece
 
 _log = logging.getLogger("hearthlm")
 
@@ -253,14 +253,19 @@ class _Conversion:
         try:
             self._source = CheckpointSource(config.input_ckpt, self._checkpoint)
             _check_format(config, self._checkpoint)
-            self._family, architecture, self._model_type = _blueprint(config, self._checkpoint, self._source)
+            self._family, architecture, self._model_type = blueprint(
+                self._checkpoint, self._source, config.model_type, num_heads=config.num_heads, head_dim=config.head_dim
+            )
             self._architecture = architecture
             self._calibration: Calibration | None = None
             self._specs = list(_specs(self._family, architecture, self._source))
             for spec in self._specs:
                 self._source.check(spec)
             self._left_over = _left_over(self._checkpoint, self._specs, self._source, config)
-            self._tokenizer = _Tokenizer.find(config, self._checkpoint)
+            named = os.fspath(config.vocab_model_file)
+            self._tokenizer = CarriedTokenizer.find(
+                Path(named) if named else self._checkpoint.folder, mediapipe_compatible=config.mediapipe_compatible
+            )
             self._parameters = self._message(architecture)
             self._extra = self._entry(architecture)
             self._adapter = self._open_adapter(architecture)
@@ -516,123 +521,6 @@ def _is_layer_norm(role: str, specs: list[TensorSpec]) -> bool:
     return "norm" in base and kind in ("scale", "bias") and any(spec.role == f"{base}.bias" for spec in specs)
 
 
-# What the checkpoint is
-
-
-def _blueprint(
-    config: ConversionConfig, checkpoint: Checkpoint, source: CheckpointSource
-) -> tuple[Family, Architecture, ModelType | None]:
-    """Return family, architecture and MediaPipe's type, None where it has none for such a model."""
-    named = None if config.model_type is None else MODEL_TYPES.get(config.model_type)
-    wanted_family = None
-    if config.model_type is not None:
-        wanted_family = config.model_type.lower() if named is None else named.family
-    where = f"{config.input_ckpt}: model_type {config.model_type}"
-    if checkpoint.config is not None:
-        family, architecture = read_config(checkpoint.config)
-        if isinstance(checkpoint.config.get("text_config"), dict):
-            _log.warning("%s: the model's vision part is left out; only the text part is converted", config.input_ckpt)
-        for name, value in (("num_heads", architecture.num_heads), ("head_dim", architecture.head_dim)):
-            if getattr(config, name) not in (None, value):
-                raise TensorMismatchError(
-                    f"{config.input_ckpt}: {name}: expected {value}, as config.json says, got {getattr(config, name)}"
-                )
-    elif named is not None:
-        family, architecture = read_config(_config_from_shapes(config, named, source))
-    else:
-        raise UnsupportedModelError(
-            f"{config.input_ckpt}: there is no config.json beside the weights; model_type must be one of "
-            f"{', '.join(MODEL_TYPES)}"
-        )
-    if wanted_family is not None and family.name != wanted_family:
-        raise TensorMismatchError(f"{where}: the checkpoint is of the family {family.name}, not {wanted_family}")
-    if named is None and config.model_type is not None:
-        return family, architecture, None
-    types = [model_type for model_type in MODEL_TYPES.values() if model_type.family == family.name]
-    sizes = (architecture.embedding_dim, architecture.num_heads, architecture.num_layers, architecture.head_dim)
-    published = [model_type for model_type in types if model_type.dimensions == sizes]
-    if named is not None and published and named not in published:
-        raise TensorMismatchError(
-            f"{where}: the checkpoint has the dimensions of {published[0].name}; "
-            f"pass model_type={published[0].name!r} or None"
-        )
-    if named is None:
-        named = min(types, key=lambda t: (t not in published, abs(t.dimensions[0] - sizes[0])), default=None)
-    if named is None:
-        return family, architecture, None
-    architecture = _untied(family, architecture)
-    try:
-        llm_parameters(architecture, family, named.number)
-    except UnsupportedModelError as error:
-        if config.model_type is not None:
-            raise UnsupportedModelError(
-                f"{where}: {error}; model_type={family.name.upper()!r} writes a file for hearthlm alone"
-            ) from None
-        return family, read_config(checkpoint.config or {})[1], None
-    return family, architecture, named
-
-
-def _untied(family: Family, architecture: Architecture) -> Architecture:
-    """Return the architecture with a matrix of its own for the output, where MediaPipe's files have one."""
-    has_both = "embedding" in family.bin_names and "logits" in family.bin_names
-    return replace(architecture, tied_embedding=False) if has_both else architecture
-
-
-def _config_from_shapes(config: ConversionConfig, named: ModelType, source: CheckpointSource) -> dict[str, Any]:
-    """Return the published model's config.json with the sizes that the tensors have."""
-    published = dict(named.config)
-    family = FAMILIES[named.family]
-    heads, dim = published["num_attention_heads"], published["hidden_size"]
-    published_head_dim = published.get("head_dim", dim // heads)
-
-    def shape(role: str) -> tuple[int, ...]:
-        stored = family.checkpoint_names[role]
-        name = (stored if isinstance(stored, str) else stored.name).replace("{i}", "0")
-        found = source.find(name)
-        size = () if found is None else source.shape(found)
-        if len(size) != 2:
-            raise TensorMismatchError(
-                f"{config.input_ckpt}: model_type {named.name}: expected a matrix {name}, got "
-                f"{'none' if found is None else list(size)}"
-            )
-        return size
-
-    vocab_size, embedding_dim = shape("embedding")
-    query, key = shape("layers.{i}.attention.query")[0], shape("layers.{i}.attention.key")[0]
-    if not isinstance(family.checkpoint_names["layers.{i}.attention.query"], str) and (
-        family.checkpoint_names["layers.{i}.attention.query"] == family.checkpoint_names["layers.{i}.attention.key"]
-    ):
-        query = key = query // 3  # one tensor for the three
-    head_dim = config.head_dim or (query // config.num_heads if config.num_heads else published_head_dim)
-    if query % head_dim or key % head_dim or (config.num_heads and query != config.num_heads * head_dim):
-        raise TensorMismatchError(
-            f"{config.input_ckpt}: model_type {named.name}: {query} rows of the query and {key} of the key are no "
-            f"heads of {head_dim}; say num_heads or head_dim"
-        )
-    norm = family.checkpoint_names["layers.{i}.attention_norm.scale"]
-    assert isinstance(norm, str)  # no family joins its norms
-    num_layers = 0
-    while source.find(norm.replace("{i}", str(num_layers))) is not None:
-        num_layers += 1
-    sizes = {
-        "vocab_size": vocab_size,
-        "hidden_size": embedding_dim,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": query // head_dim,
-        "intermediate_size": shape("layers.{i}.feed_forward.up")[0],
-        "ffn_hidden_size": shape("layers.{i}.feed_forward.up")[0],
-        "num_key_value_heads": key // head_dim,
-        "head_dim": head_dim,
-        # Either the head's length or what the embedding has for each head: see AttentionScaleType.
-        "query_pre_attn_scalar": head_dim
-        if published.get("query_pre_attn_scalar") == published_head_dim
-        else embedding_dim // (query // head_dim),
-        # MediaPipe's rotary channels come in pairs.
-        "partial_rotary_factor": int(head_dim * published.get("partial_rotary_factor", 0)) // 2 * 2 / head_dim,
-    }
-    return published | {name: value for name, value in sizes.items() if name in published}
-
-
 def _specs(family: Family, architecture: Architecture, source: CheckpointSource) -> Iterator[TensorSpec]:
     """Yield the tensors of the file; the output is the embedding once more where the checkpoint has it once."""
     specs = list(family.tensors(architecture))
@@ -658,95 +546,6 @@ def _left_over(
                 "answers; is model_type right?"
             )
     return tuple(names)
-
-
-# The tokenizer
-
-
-@dataclass(frozen=True)
-class _Tokenizer:
-    """What is written of a tokenizer: a SentencePiece model, and the exact tokenizer.json where that says more."""
-
-    sentencepiece: bytes | None
-    tokenizer_json: bytes | None = None
-    config: Mapping[str, Any] | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.sentencepiece or b"") + len(self.tokenizer_json or b"")
-
-    @property
-    def is_byte_level(self) -> bool:
-        return self.tokenizer_json is not None and is_byte_level(self.tokenizer_json)
-
-    def load(self) -> Tokenizer:
-        """Return the tokenizer as the reader of the file will have it."""
-        if self.tokenizer_json is not None:
-            return from_hugging_face(self.tokenizer_json, self.config)
-        return from_sentencepiece(self.sentencepiece or b"")
-
-    def special_pieces(self, ids: Sequence[int]) -> list[str]:
-        """Return how those ids are spelled that are no text: text may not end an answer wherever it is spelled."""
-        if not ids:
-            return []
-        tokenizer = self.load()
-        return [piece for i in ids if i >= 0 and tokenizer.is_special(i) and (piece := tokenizer.piece(i))]
-
-    def entry(self) -> dict[str, Any]:
-        """Return the keys that carry the tokenizer.json in our metadata entry."""
-        if self.tokenizer_json is None:
-            return {}
-        config = {name: value for name, value in (self.config or {}).items() if name in _TOKENIZER_FIELDS}
-        return {"tokenizer_json": self.tokenizer_json.decode("utf-8"), "tokenizer_config": config}
-
-    @classmethod
-    def find(cls, config: ConversionConfig, checkpoint: Checkpoint) -> _Tokenizer:
-        """Read the tokenizer that `vocab_model_file` names, or the one beside the weights.
-
-        Raises FileNotFoundError where there is none, TokenizerFormatError for one that is not sound.
-        """
-        path = Path(config.vocab_model_file) if os.fspath(config.vocab_model_file) else checkpoint.folder
-        if path.is_file():
-            folder, names = path.parent, [path.name]
-        else:
-            folder, names = path, ["tokenizer.json", "tokenizer.model"]
-        found = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-        if not found:
-            raise FileNotFoundError(
-                errno.ENOENT, "there is no tokenizer.json or tokenizer.model; name one with vocab_model_file", str(path)
-            )
-        as_json = next((data for data in found.values() if data.lstrip()[:1] == b"{"), None)
-        as_pieces = next((data for data in found.values() if data.lstrip()[:1] != b"{"), None)
-        settings = folder / "tokenizer_config.json"
-        fields = read_json_file(settings) if settings.is_file() else None
-        if as_json is None:
-            from_sentencepiece(as_pieces or b"")  # refuses what is not sound
-            return cls(as_pieces)
-        exact = from_hugging_face(as_json, fields)
-        if config.mediapipe_compatible:
-            raw = settings.read_bytes() if settings.is_file() else b""
-            return cls(to_sentencepiece(as_json, raw, mediapipe_compatible=True))
-        if as_pieces is not None:
-            pieces = from_sentencepiece(as_pieces)
-            if pieces.vocab_size == exact.vocab_size:
-                return cls(as_pieces)  # the same vocabulary twice
-            return cls(as_pieces, as_json, fields)
-        try:
-            raw = settings.read_bytes() if settings.is_file() else b""
-            return cls(to_sentencepiece(as_json, raw), as_json, fields)
-        except UnsupportedModelError as error:
-            _log.warning("%s: only hearthlm can read the tokenizer of this file: %s", folder, error)
-            return cls(None, as_json, fields)
-
-
-_TOKENIZER_FIELDS = (
-    "add_bos_token",
-    "additional_special_tokens",
-    "bos_token",
-    "eos_token",
-    "pad_token",
-    "unk_token",
-)
 
 
 __all__ = ["ConversionConfig", "ConversionPlan", "PlannedTensor", "convert_checkpoint", "plan_conversion"]
