@@ -19,6 +19,7 @@ BLOCKS = re.findall(
 @pytest.mark.oracle
 def test_the_tutorial_leads_where_it_says(tmp_path: Path) -> None:
     (tmp_path / "demo").symlink_to(ROOT / "demo")
+    (tmp_path / "gemma3.task").symlink_to(ROOT / "tests" / "golden" / "litert" / "gemma3_q8_ekv128.task")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     printed = []
     for language, code in BLOCKS:
@@ -30,6 +31,7 @@ def test_the_tutorial_leads_where_it_says(tmp_path: Path) -> None:
             printed.append(result.stdout)
     assert printed[2].split() == ["sailor.bin", "sailor_lora.bin"]
     assert "rank" in printed[3]
-    plain, adapted = printed[-1].splitlines()
+    plain, adapted = printed[4].splitlines()
     assert "Ahoy" not in plain
     assert adapted == "Ahoy, Mira! Welcome aboard."
+    assert "Captain: " in printed[-1]
