@@ -44,6 +44,24 @@ def test_a_story_stays_on_its_subject(llm: LlmInference) -> None:
     assert story.num_output_tokens > 30
 
 
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What is Tom's job?", "Tom is a baker."),
+        ("What did Mira find?", "Mira found an old key."),
+        ("How old is Tom?", "The passage does not say how old Tom is."),
+    ],
+)
+def test_a_question_is_answered_from_the_passage_or_not_at_all(question: str, answer: str, llm: LlmInference) -> None:
+    assert llm.generate(f"{PASSAGE}\n\nQuestion: {question}", GREEDY).texts[0] == answer
+
+
+def test_a_passage_is_summed_up(llm: LlmInference) -> None:
+    passage = "Ben found a red kite in the park. He asked everyone who had lost it. It belonged to Lena."
+    summary = llm.generate(f"Summarise this in one sentence: {passage}", GREEDY).texts[0]
+    assert all(word in summary for word in ("Ben", "red kite", "Lena"))
+
+
 def test_what_it_cannot_do_it_says_politely(llm: LlmInference) -> None:
     answer = llm.generate("What is the capital of France?", GREEDY).texts[0]
     assert "demo model" in answer
