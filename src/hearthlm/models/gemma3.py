@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from hearthlm.models.config_fields import ConfigFields
 from hearthlm.models.family import (
@@ -52,15 +53,7 @@ def _read_config(fields: ConfigFields) -> Architecture:
     )
 
 
-def _traits(context_length: int) -> FileTraits:
-    return FileTraits(
-        context_length=context_length,
-        norm_eps=1e-6,
-        norm_scale_offset=1.0,
-        scaled_embedding=True,
-        lora_output_swapped=True,
-    )
-
+_traits = partial(FileTraits, norm_eps=1e-6, norm_scale_offset=1.0, scaled_embedding=True, lora_output_swapped=True)
 
 GEMMA3 = Family(
     name="gemma3",
