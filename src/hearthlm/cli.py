@@ -408,6 +408,7 @@ def score(
 
 
 _BITS = click.IntRange(4, 32)
+_METHODS = click.Choice(["minmax", "mediapipe_mse", "mse", "gptq"])
 
 _conversion_options = _options(
     click.option("-o", "--output", type=click.Path(), help="[default: NAME-BACKEND-intBITS.bin in this folder]"),
@@ -429,7 +430,9 @@ _conversion_options = _options(
 @cli.command()
 @click.argument("checkpoint", shell_complete=_complete_file)
 @click.option("--bits", type=_BITS, default=8, show_default=True, help="8, 4, or 32 (on gpu also 16) to keep floats.")
-@click.option("--quantization-method", help="minmax, as MediaPipe's, or a better one: mse, gptq.  [default: minmax]")
+@click.option(
+    "--quantization-method", type=_METHODS, help="minmax is MediaPipe's, gptq nearest to float.  [default: minmax]"
+)
 @click.option("--asymmetric", is_flag=True, help="With zero points; gpu only.")
 @click.option("--lora-ckpt", type=click.Path(), help="A PEFT adapter to convert along.")
 @click.option("--lora-rank", type=click.IntRange(1), help="[default: the adapter's]")
@@ -470,7 +473,7 @@ def convert(
 @cli.command()
 @click.argument("checkpoint", shell_complete=_complete_file)
 @click.option("--bits", type=_BITS, default=4, show_default=True, help="8 or 4.")
-@click.option("--quantization-method", default="gptq", show_default=True, help="minmax, mse or gptq.")
+@click.option("--quantization-method", type=_METHODS, default="gptq", show_default=True)
 @click.option("--compare", is_flag=True, help="Write nothing; try every method and say what each costs.")
 @click.option("--text", type=click.Path(dir_okay=False), help="Compare on this text.  [default: one that ships]")
 @_conversion_options

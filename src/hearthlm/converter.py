@@ -30,6 +30,7 @@ from hearthlm.models.family import Family, QuantizationGroup, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import QuantizationMethod, WeightMatrix, WeightType, quantize
+from hearthlm.runtime.calibration import MAX_TOKENS as MAX_CALIBRATION_TOKENS
 from hearthlm.runtime.calibration import Calibration, calibration_ids, generated_ids
 from hearthlm.runtime.checkpoint_source import CheckpointSource
 from hearthlm.runtime.cpu_count import default_num_threads
@@ -473,8 +474,16 @@ class _Conversion:
             tensors=tuple(tensors),
             left_over=self._left_over,
             num_bytes=sum(t.num_bytes for t in tensors) + self._tokenizer.num_bytes,
-            peak_rss_mb=200 + 3 * self._tokenizer.num_bytes // 1_000_000,
+            peak_rss_mb=self._peak_rss_mb(),
         )
+
+    def _peak_rss_mb(self) -> int:
+        """Estimate the memory that the conversion takes, from what was measured (benchmarks/README.md)."""
+        peak = 200 + 3 * self._tokenizer.num_bytes / 1e6
+        if self._config.method == "gptq":  # the inputs of a layer's matrices, and the largest once more to work on
+            widest = max(self._architecture.hidden_dim, self._architecture.query_dim)
+            peak += 2.5 * 4e-6 * 2 * MAX_CALIBRATION_TOKENS * widest
+        return round(peak)
 
 
 def _weight_bytes(shape: tuple[int, ...], dtype: str) -> int:
