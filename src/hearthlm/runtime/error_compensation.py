@@ -17,8 +17,8 @@ from hearthlm.quantization import WeightMatrix
 
 # Errors are carried within blocks of so many columns: the factors of a block take 24 MB at most while they are made.
 MAX_BLOCK = 1024
-# Of the mean square of the inputs, added to each: what a few thousand tokens say of the inputs is not to be believed.
-DAMPING = 0.05
+# Of the mean square of the inputs, added to each: what some thousand tokens say of them is not quite to be believed.
+DAMPING = 0.01
 _INVERSE_BASE = 64
 _PARTS = (1.0, 0.94, 1.06, 0.88, 1.12, 0.82, 1.18)  # of the scale with the least error without compensation
 
