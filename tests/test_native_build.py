@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,11 @@ def test_a_kernel_source_defines_one_global_symbol(tmp_path: Path, name: str, ta
     symbols = subprocess.run(["nm", "--extern-only", "--defined-only", "-C", compiled], capture_output=True, text=True)
     found = [line.split(maxsplit=2)[2] for line in symbols.stdout.splitlines()]
     assert found == [f"hearthlm::{target}::add_{Path(name).stem}(hearthlm::Kernels&)"]
+
+
+def test_what_is_kept_out_of_packages_is_named_from_the_root() -> None:
+    """A bare `demo/` also means `src/hearthlm/demo/`, and the wheel comes without its model."""
+    settings = tomllib.loads((NATIVE.parent / "pyproject.toml").read_text())
+    patterns = settings["tool"]["scikit-build"]["sdist"]["exclude"]
+    assert patterns
+    assert all(pattern.startswith("/") for pattern in patterns)
