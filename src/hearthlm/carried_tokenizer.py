@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ class CarriedTokenizer:
     def is_byte_level(self) -> bool:
         return self.tokenizer_json is not None and is_byte_level(self.tokenizer_json)
 
-    def load(self) -> Tokenizer:
-        """Return the tokenizer as the reader of the file will have it."""
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer as the reader of the file will have it."""
         if self.tokenizer_json is not None:
             return from_hugging_face(self.tokenizer_json, self.config)
         return from_sentencepiece(self.sentencepiece or b"")
@@ -53,7 +55,7 @@ class CarriedTokenizer:
         """Return how those ids are spelled that are no text: text may not end an answer wherever it is spelled."""
         if not ids:
             return []
-        tokenizer = self.load()
+        tokenizer = self.tokenizer
         return [piece for i in ids if i >= 0 and tokenizer.is_special(i) and (piece := tokenizer.piece(i))]
 
     def entry(self) -> dict[str, Any]:
@@ -83,11 +85,12 @@ class CarriedTokenizer:
         settings = folder / "tokenizer_config.json"
         fields = read_json_file(settings) if settings.is_file() else None
         if as_json is None:
-            from_sentencepiece(as_pieces or b"")  # refuses what is not sound
-            return cls(as_pieces)
+            carried = cls(as_pieces)
+            carried.tokenizer  # noqa: B018 -- refuses what is not sound
+            return carried
         exact = from_hugging_face(as_json, fields)
+        raw = settings.read_bytes() if settings.is_file() else b""
         if mediapipe_compatible:
-            raw = settings.read_bytes() if settings.is_file() else b""
             return cls(to_sentencepiece(as_json, raw, mediapipe_compatible=True))
         if as_pieces is not None:
             pieces = from_sentencepiece(as_pieces)
@@ -95,7 +98,6 @@ class CarriedTokenizer:
                 return cls(as_pieces)  # the same vocabulary twice
             return cls(as_pieces, as_json, fields)
         try:
-            raw = settings.read_bytes() if settings.is_file() else b""
             return cls(to_sentencepiece(as_json, raw), as_json, fields)
         except UnsupportedModelError as error:
             _log.warning("%s: only hearthlm can read the tokenizer of this file: %s", folder, error)

@@ -267,6 +267,7 @@ class _Conversion:
             self._tokenizer = CarriedTokenizer.find(
                 Path(named) if named else self._checkpoint.folder, mediapipe_compatible=config.mediapipe_compatible
             )
+            self._chat = {} if config.mediapipe_compatible else checkpoint_chat(self._checkpoint)
             self._parameters = self._message(architecture)
             self._extra = self._entry(architecture)
             self._adapter = self._open_adapter(architecture)
@@ -331,7 +332,7 @@ class _Conversion:
             return
         weights = load_weights(self._architecture, self._specs, self._source)
         start_id = self._parameters.start_token_id if self._parameters.HasField("start_token_id") else None
-        ids = calibration_ids(self._tokenizer.load(), start_id)
+        ids = calibration_ids(self._tokenizer.tokenizer, start_id)
         before = ""
 
         def release(role: str, _: NDArray[np.float32]) -> None:
@@ -402,7 +403,7 @@ class _Conversion:
             t.num_kv_heads, t.num_stacks = architecture.num_kv_heads, architecture.num_layers
             return message
         message = llm_parameters(architecture, self._family, self._model_type.number)
-        chat = {} if self._config.mediapipe_compatible else checkpoint_chat(self._checkpoint)
+        chat = self._chat
         message.start_token_id = chat.get("start_id", self._model_type.start_token_id)
         if self._tokenizer.is_byte_level and not self._family.bytes_to_unicode:
             message.input_output_normalizations.append(LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE)
@@ -426,8 +427,7 @@ class _Conversion:
             entry["architecture"] = architecture.to_json()
         elif architecture.context_length != self._family.file_traits[self._model_type.number].context_length:
             entry["context_length"] = architecture.context_length
-        entry |= checkpoint_chat(self._checkpoint)
-        return entry | self._tokenizer.entry()
+        return entry | self._chat | self._tokenizer.entry()
 
     def _open_adapter(self, architecture: Architecture) -> LoraAdapter | None:
         config = self._config
