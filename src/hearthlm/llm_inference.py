@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import threading
 import time
@@ -29,7 +30,7 @@ from hearthlm.answer import (
     run_calls,
 )
 from hearthlm.chat import ChatFormat, Message, chat_format
-from hearthlm.errors import ModelFormatError
+from hearthlm.errors import EngineClosedError, ModelFormatError
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.cpu_count import default_num_threads
 from hearthlm.runtime.engine import Engine
@@ -257,16 +258,31 @@ class LlmInference:
     ) -> Future[LlmInference]:
         """Do what `create_from_options` does on a thread of its own; `progress` is called from that thread."""
         future: Future[LlmInference] = Future()
+        is_process_ending = threading.Event()
+
+        def report(done: float) -> None:
+            if is_process_ending.is_set():
+                raise EngineClosedError("the program ended while the model was being loaded")
+            if progress is not None:
+                progress(done)
 
         def load() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
             try:
-                future.set_result(cls(options, progress))
+                if future.set_running_or_notify_cancel():
+                    future.set_result(cls(options, report))
             except BaseException as error:
                 future.set_exception(error)
+            finally:
+                atexit.unregister(end_with_process)
 
-        threading.Thread(target=load, name="hearthlm-loading", daemon=True).start()
+        thread = threading.Thread(target=load, name="hearthlm-loading", daemon=True)
+
+        def end_with_process() -> None:  # a thread that is in a kernel when the interpreter goes would abort it
+            is_process_ending.set()
+            thread.join()
+
+        atexit.register(end_with_process)
+        thread.start()
         return future
 
     def generate_response(self, prompt: str) -> str:
