@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from litert_models import litert_model
 
 import hearthlm
-from hearthlm.cli import ExitCode, _exit_code, cli
+from hearthlm.cli import ExitCode, cli
+from hearthlm.cli.exit_code import exit_code_of
 
 GEMMA = Path(__file__).parent / "golden" / "outputs" / "0.10.14" / "gemma_2b_cpu_int8.bin"
 
@@ -118,7 +119,7 @@ def test_a_prompt_that_is_no_text_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_every_error_has_an_exit_code(error: BaseException, code: ExitCode) -> None:
-    assert _exit_code(error) is code
+    assert exit_code_of(error) is code
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")

@@ -1,0 +1,56 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def option_group(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+sampling_options = option_group(
+    click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="1: greedy, 0: all tokens."),
+    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
+    click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0: greedy."),
+    click.option("--min-p", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True),
+    click.option("--random-seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True),
+    click.option("--presence-penalty", type=click.FloatRange(-2, 2), default=0.0, show_default=True),
+    click.option("--frequency-penalty", type=click.FloatRange(-2, 2), default=0.0, show_default=True),
+    click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True),
+    click.option("--max-output-tokens", type=click.IntRange(1), help="Tokens of the answer alone."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated."),
+)
+
+
+def max_tokens_option(default: str) -> Callable[[F], F]:
+    return click.option(
+        "--max-tokens", type=click.IntRange(1), help=f"Tokens of prompt and answer together.  [default: {default}]"
+    )
+
+
+engine_options = option_group(
+    click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]"),
+    click.option("--weights", type=click.Choice(["auto", "mmap", "ram"]), default="auto", show_default=True),
+    click.option(
+        "--activation-data-type",
+        type=click.Choice(["int8", "float32"]),
+        help="How activations meet quantised weights.  [default: int8]",
+    ),
+    click.option("--lora-path", type=click.Path(), help="A LoRA adapter: MediaPipe's _lora.bin or a PEFT folder."),
+)
+
+
+def complete_file(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
