@@ -30,10 +30,10 @@ demo: setup
 	$(BIN)/hearthlm run "Tell me a story about a brave little boat."
 
 test: setup
-	$(BIN)/python -m pytest -m "not oracle and not slow and not web"
+	$(BIN)/python -m pytest -m "not oracle and not slow and not web and not peer and not ray"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not oracle"
+	$(BIN)/python -m pytest -m "slow and not oracle and not web and not peer and not ray"
 
 test-oracles: $(VENV)/.oracles
 	$(BIN)/python -m pytest -m oracle
