@@ -270,6 +270,10 @@ class TransformerExecutor:
         return self._pool
 
     @property
+    def has_cheap_rows(self) -> bool:
+        return True  # the weights are read once for all of them
+
+    @property
     def num_weight_bytes(self) -> int:
         return self._weights.num_bytes
 
