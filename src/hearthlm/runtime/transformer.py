@@ -133,10 +133,12 @@ class RotaryTable:
 
     def copy_rows(self, positions: NDArray[np.int64], cos: Rows, sin: Rows) -> None:
         """Write into `cos` and `sin` what `rows` returns."""
-        if int(positions.max(initial=-1)) >= len(self._cos):
+        rows = positions.tolist()
+        if max(rows) >= len(self._cos):
             self.rows(positions)
-        np.take(self._cos, positions, axis=0, out=cos, mode="clip")
-        np.take(self._sin, positions, axis=0, out=sin, mode="clip")
+        for i, position in enumerate(rows):  # one by one: numpy's take would give the interpreter lock away
+            cos[i] = self._cos[position]
+            sin[i] = self._sin[position]
 
 
 def _llama3_frequencies(frequencies: Rows, scaling: Llama3Scaling) -> Rows:
