@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hearthlm import bundler
-    from hearthlm.answer import GenerationResult
+    from hearthlm.answer import GenerationResult, ResponseIncrement
     from hearthlm.errors import (
         BundleError,
         ContextLengthError,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hearthlm.llm_inference_session import LlmInferenceSession
     from hearthlm.model_info import FileInfo, ModelInfo, inspect_file, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
+    from hearthlm.runtime.lora import LoraAdapter
     from hearthlm.runtime.sampler import TokenLogprobs
 
 # Loaded when first asked for: `import hearthlm` costs next to nothing.
@@ -43,10 +44,12 @@ _HOMES = {
     "LlmInferenceOptions": "llm_inference",
     "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
+    "LoraAdapter": "runtime.lora",
     "ModelFormatError": "errors",
     "ModelInfo": "model_info",
     "PromptTemplate": "models.family",
     "PromptTemplates": "models.family",
+    "ResponseIncrement": "answer",
     "SessionBusyError": "errors",
     "SessionFileError": "errors",
     "TemplateError": "errors",
@@ -77,10 +80,12 @@ __all__ = [
     "LlmInferenceOptions",
     "LlmInferenceSession",
     "LlmInferenceSessionOptions",
+    "LoraAdapter",
     "ModelFormatError",
     "ModelInfo",
     "PromptTemplate",
     "PromptTemplates",
+    "ResponseIncrement",
     "SessionBusyError",
     "SessionFileError",
     "TemplateError",
