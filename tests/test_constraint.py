@@ -271,7 +271,7 @@ def compiled_or_none(llm: LlmInference, schema: Any) -> Any:
 
 
 def test_the_schema_suites_instances_are_judged_rightly(llm: LlmInference) -> None:
-    """What the suite calls invalid is never accepted, and nearly all that it calls valid is, where a schema is taken."""
+    """What the suite calls invalid is never accepted, and most of what it calls valid is, where a schema is taken."""
     table = compiler(llm)
     num_taken = num_valid = num_accepted = 0
     for case in json.loads(SUITE.read_text(encoding="utf-8")):
