@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hearthlm import bundler
-    from hearthlm.answer import GenerationResult
+    from hearthlm.answer import GenerationResult, ResponseIncrement
     from hearthlm.errors import (
         BundleError,
         ContextLengthError,
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         EngineClosedError,
         HearthLMError,
         ModelFormatError,
+        ResponseFormatError,
         SessionBusyError,
         SessionFileError,
         TemplateError,
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from hearthlm.llm_inference_session import LlmInferenceSession
     from hearthlm.model_info import FileInfo, ModelInfo, inspect_file, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
+    from hearthlm.runtime.lora import LoraAdapter
     from hearthlm.runtime.sampler import TokenLogprobs
+    from hearthlm.tool_calls import ToolCall, ToolCallReader
 
 # Loaded when first asked for: `import hearthlm` costs next to nothing.
 _HOMES = {
@@ -43,16 +46,21 @@ _HOMES = {
     "LlmInferenceOptions": "llm_inference",
     "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
+    "LoraAdapter": "runtime.lora",
     "ModelFormatError": "errors",
     "ModelInfo": "model_info",
     "PromptTemplate": "models.family",
     "PromptTemplates": "models.family",
+    "ResponseFormatError": "errors",
+    "ResponseIncrement": "answer",
     "SessionBusyError": "errors",
     "SessionFileError": "errors",
     "TemplateError": "errors",
     "TensorMismatchError": "errors",
     "TokenLogprobs": "runtime.sampler",
     "TokenizerFormatError": "errors",
+    "ToolCall": "tool_calls",
+    "ToolCallReader": "tool_calls",
     "TruncatedFileError": "errors",
     "UnsafeFileError": "errors",
     "UnsupportedModelError": "errors",
@@ -77,16 +85,21 @@ __all__ = [
     "LlmInferenceOptions",
     "LlmInferenceSession",
     "LlmInferenceSessionOptions",
+    "LoraAdapter",
     "ModelFormatError",
     "ModelInfo",
     "PromptTemplate",
     "PromptTemplates",
+    "ResponseFormatError",
+    "ResponseIncrement",
     "SessionBusyError",
     "SessionFileError",
     "TemplateError",
     "TensorMismatchError",
     "TokenLogprobs",
     "TokenizerFormatError",
+    "ToolCall",
+    "ToolCallReader",
     "TruncatedFileError",
     "UnsafeFileError",
     "UnsupportedModelError",

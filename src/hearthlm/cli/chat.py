@@ -54,7 +54,7 @@ def chat(
     path = model or model_path()
     options = hearthlm.LlmInferenceOptions(
         model_path=path,
-        max_tokens=max_tokens or _max_tokens_in_memory(hearthlm.inspect_model(path)),
+        max_tokens=max_tokens or max_tokens_in_memory(hearthlm.inspect_model(path)),
         num_threads=threads,
         weights=weights,
         activation_data_type=activation_data_type,
@@ -166,8 +166,8 @@ def note(text: str) -> None:
         click.echo(text, err=True)
 
 
-def _max_tokens_in_memory(info: ModelInfo) -> int:
-    """Return the model's context, or what of it half of the free memory can hold."""
+def max_tokens_in_memory(info: ModelInfo, num_contexts: int = 1) -> int:
+    """Return the model's context, or what of it half of the free memory can hold `num_contexts` times."""
     available = 4 << 30
     with contextlib.suppress(OSError, ValueError, AttributeError):
         available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -175,4 +175,4 @@ def _max_tokens_in_memory(info: ModelInfo) -> int:
             if line.startswith("MemAvailable:"):  # with what the system would give back from its caches
                 available = int(line.split()[1]) << 10
     bytes_per_token = 4 * info.architecture.num_layers * 2 * info.architecture.kv_dim
-    return max(1, min(info.architecture.context_length, available // 2 // bytes_per_token))
+    return max(1, min(info.architecture.context_length, available // 2 // bytes_per_token // num_contexts))

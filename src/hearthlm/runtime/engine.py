@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hearthlm import kernels
 from hearthlm.errors import ContextLengthError, EngineClosedError
+from hearthlm.runtime.constraint import Constraint
 from hearthlm.runtime.executor import Executor, ForwardRequest, State, Wanted
 from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.prefix_cache import PrefixCache
@@ -107,6 +108,7 @@ class Generation(_Work):
         stop_ids: Collection[int],
         max_output_tokens: int,
         num_logprobs: int = 0,
+        constraint: Constraint | None = None,
         looks_up: bool = False,
     ) -> None:
         super().__init__(state, deque(prompt_ids))
@@ -114,6 +116,7 @@ class Generation(_Work):
         self._stop_ids = frozenset(stop_ids)
         self._max_output_tokens = max_output_tokens
         self._num_logprobs = num_logprobs
+        self._matcher = None if constraint is None else constraint.matcher_after(context_ids)
         self._context_ids = tuple(context_ids) if sampler.penalises or looks_up else ()
         self._looks_up = looks_up
         self._lookup: PromptLookup | None = None
@@ -183,7 +186,8 @@ class Generation(_Work):
         num_guessed = len(rows) - 1
         first = self.state.length - num_guessed  # the position that the first row is about
         for i, logits in enumerate(rows):
-            chosen = self._sampler.sample(logits, first + i, self._output_ids, self._context_ids)
+            allowed = None if self._matcher is None else self._matcher.mask()
+            chosen = self._sampler.sample(logits, first + i, self._output_ids, self._context_ids, allowed)
             reason = self._take_chosen(chosen, logits, pool)
             is_right = i < num_guessed and chosen == ids[i + 1]
             if reason is not None or not is_right:
@@ -211,6 +215,10 @@ class Generation(_Work):
         if self._num_logprobs:
             self.logprobs.append(token_logprobs(logits, chosen, self._num_logprobs, pool))
         self._put(chosen)
+        if self._matcher is not None:
+            self._matcher.take(chosen)
+            if self._matcher.is_over and not self._stop_ids:  # no token could say so
+                return "stop"
         return "length" if len(self._output_ids) >= self._max_output_tokens else None
 
     def fail(self, error: BaseException) -> None:
@@ -405,6 +413,7 @@ class Engine:
         stop_ids: Collection[int],
         max_output_tokens: int | None = None,
         num_logprobs: int = 0,
+        constraint: Constraint | None = None,
     ) -> list[Generation]:
         """Return one answer per sampler to the context `ids`, of which `state` has seen all but at least the last.
 
@@ -425,6 +434,7 @@ class Engine:
                 stop_ids=stop_ids,
                 max_output_tokens=room if max_output_tokens is None else min(room, max_output_tokens),
                 num_logprobs=num_logprobs,
+                constraint=constraint,
                 looks_up=self._looks_up,
             )
             for sampler in samplers
