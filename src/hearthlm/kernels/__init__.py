@@ -1,8 +1,8 @@
 """How numbers are computed: one set of kernels, chosen once when this package is imported.
 
-`HEARTHLM_KERNELS` selects it: unset takes the best native one that the CPU runs, `reference` the NumPy one, and
-`portable`, `avx2` or `avx512vnni` that native one. `instruction_set` names what was chosen. What each function does is
-written in `interface.Kernels`.
+`HEARTHLM_KERNELS` selects it: unset takes the best native one that the CPU runs, `reference` the NumPy one; the names of
+the native ones are `portable`, on x86-64 `avx2`, `avxvnni` and `avx512vnni`, on 64-bit ARM `neon`, `neon_dotprod` and
+`neon_i8mm`. `instruction_set` names what was chosen. What each function does is written in `interface.Kernels`.
 """
 
 from __future__ import annotations
