@@ -96,3 +96,16 @@ def test_several_answers_at_once_say_the_same_with_guesses_and_without(models: A
     prompts = [PASSAGE, "Tell me a story about a lazy cat.", PASSAGE * 3, "Why is the sky blue?"] * 2
     guessing, plain = (llm.generate_batch(prompts) for llm in models)
     assert [result.token_ids for result in guessing] == [result.token_ids for result in plain]
+
+
+def test_what_was_made_after_a_stop_string_is_in_nobodys_context(models: Any) -> None:
+    def told(llm: hearthlm.LlmInference) -> tuple[str, int]:
+        options = hearthlm.LlmInferenceSessionOptions(top_k=1, stop=("a",))
+        with hearthlm.LlmInferenceSession.create_from_options(llm, options) as session:
+            session.add_query_chunk(PASSAGE)
+            for _ in range(5):
+                session.generate_response()
+                session.add_query_chunk(" And then?")
+            return session.generate_response(), session.num_tokens
+
+    assert len({told(llm) for llm in (*models, *models, *models)}) == 1

@@ -72,13 +72,14 @@ class Answer:
         if self.is_done:
             return ""
         try:
-            token = self._stream.take(block=block)
+            # What the scheduler made before it noticed the stop depends on its pace: the context must not.
+            token = self._stream.take(block=block, keep=not self._stopped)
         except queue.Empty:
             return ""
         except BaseException:
             self.close()
             raise
-        if self._stopped:  # what the scheduler made before it noticed
+        if self._stopped:
             text = ""
         elif token is None:
             text = self._cut(self._decoder.finish())
