@@ -14,6 +14,7 @@ namespace hearthlm {
 #define DECLARE_TARGET(target)             \
   namespace target {                       \
   void add_linear(Kernels& kernels);       \
+  void add_lora(Kernels& kernels);         \
   void add_attention(Kernels& kernels);    \
   void add_norm(Kernels& kernels);         \
   void add_rope(Kernels& kernels);         \
@@ -24,6 +25,7 @@ namespace hearthlm {
     static const Kernels filled = [] {     \
       Kernels kernels{};                   \
       add_linear(kernels);                 \
+      add_lora(kernels);                   \
       add_attention(kernels);              \
       add_norm(kernels);                   \
       add_rope(kernels);                   \
