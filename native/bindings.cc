@@ -103,8 +103,10 @@ struct Set {
   Recording* recording;
 
   template <class Call>
-  void perform(const Call& call) const {
+  void perform(bool is_long, const Call& call) const {
     if (recording) recording->calls.emplace_back(call);
+    std::optional<nb::gil_scoped_release> release;
+    if (is_long) release.emplace();
     call();
   }
   template <class Call>
@@ -236,12 +238,14 @@ NB_MODULE(_native, m) {
           [](const Set& set, In<float> x, const std::vector<std::tuple<int64_t, int64_t, const LoraView*>>& adapted,
              Out<float> y, ThreadPool& pool) {
             std::vector<LoraRows> groups;
+            int64_t products = 0;
             for (const auto& [begin, end, view] : adapted) {
               groups.push_back(view->rows);
               groups.back().begin = begin;
               groups.back().end = end;
+              products += (end - begin) * view->rows.down.rows * (view->rows.down.columns + view->rows.up.columns);
             }
-            set.perform(pool, x.size() + y.size() > kLong / 16,
+            set.perform(pool, products > static_cast<int64_t>(kLong),
                         [&k = set.k, &pool, x = x.data(), groups = std::move(groups), y = y.data()] {
                           k.lora_add(x, groups.data(), static_cast<int64_t>(groups.size()), y, pool);
                         });
@@ -251,7 +255,7 @@ NB_MODULE(_native, m) {
           "embed_rows",
           [](const Set& set, In<int32_t> ids, Any data, int type, int64_t rows, int64_t columns,
              OptionalIn<float> scales, OptionalIn<float> zero_points, float scale, Out<float> y) {
-            set.perform([&k = set.k, ids = ids.data(), m = length_of(ids, 0),
+            set.perform(y.size() > kLong, [&k = set.k, ids = ids.data(), m = length_of(ids, 0),
                          w = matrix(data, type, rows, columns, scales, zero_points), scale, y = y.data()] {
               k.embed_rows(ids, m, w, scale, y);
             });
@@ -281,7 +285,7 @@ NB_MODULE(_native, m) {
       .def(
           "rope",
           [](const Set& set, Out<float> x, In<float> cos, In<float> sin) {
-            set.perform([&k = set.k, x = x.data(), m = length_of(x, 0), heads = length_of(x, 1),
+            set.perform(x.size() > kLong, [&k = set.k, x = x.data(), m = length_of(x, 0), heads = length_of(x, 1),
                          head_dim = length_of(x, 2), cos = cos.data(), sin = sin.data(), r = length_of(cos, 1)] {
               k.rope(x, m, heads, head_dim, cos, sin, r);
             });
@@ -326,7 +330,7 @@ NB_MODULE(_native, m) {
       .def(
           "kv_append",
           [](const Set& set, In<float> keys, In<float> values, const CacheView& view, int64_t layer) {
-            set.perform([&k = set.k, &view, keys = keys.data(), values = values.data(), layer] {
+            set.perform(keys.size() > kLong, [&k = set.k, &view, keys = keys.data(), values = values.data(), layer] {
               k.kv_append(keys, values, at_layer(view, layer));
             });
           },

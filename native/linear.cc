@@ -24,7 +24,6 @@ namespace {
 // Slots of scratch memory.
 constexpr int kRowsSlot = 0;   // of the caller: the activations, read by every worker
 constexpr int kPanelSlot = 1;  // weights unpacked for several rows of activations
-constexpr int kSumsSlot = 2;
 
 // Rows per part so that a part is one long stream of memory, but the threads still end together.
 inline int64_t stream_grain(const Matrix& w, int threads) {
@@ -327,6 +326,7 @@ void arrange_rows(const void* context, int64_t begin, int64_t end, int) {
 // into tiles of kTileRows and then smaller ones; `fill_panel`; `add_tile`, which adds the products of a tile and a panel
 // to sums [tile rows][kPanelRows]; and kMinPanelRows, from which on unpacking pays.
 
+constexpr int kSumsSlot = 2;
 constexpr int64_t kBlockChunks = 16;  // per panel in memory: at most 32 KiB for int8, 64 KiB for int4
 
 template <bool is_int4>

@@ -38,6 +38,10 @@ check neoverse-n1 neon_dotprod neon portable
 check max neon_i8mm neon_dotprod neon portable
 check Nehalem portable
 check Haswell avx2 portable
+printf '%-20s' "Nehalem, Python"  # the whole package on a CPU without AVX
+got=$(qemu-x86_64 -cpu Nehalem "$python" -c "from hearthlm import kernels; print(kernels.instruction_set)" 2> /dev/null)
+[ "$got" = portable ] || { echo "expected the portable kernels, got ${got:-an error}" >&2; exit 1; }
+qemu-x86_64 -cpu Nehalem "$python" -m hearthlm run "Tell me a story about a kite." --temperature 0 2> /dev/null
 printf '%-20s' "this CPU"
 here=$(HEARTHLM_KERNELS= "$python" -c "from hearthlm.kernels import native; print(*native.instruction_sets())")
 $build/$(uname -m)/check_kernels $build/cases.bin $here

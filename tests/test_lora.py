@@ -21,6 +21,7 @@ from hearthlm.kernels import LoraFactors
 from hearthlm.models import FAMILIES, read_config
 from hearthlm.models.model_types import MODEL_TYPES
 from hearthlm.quantization import bfloat16_to_float32, dequantize, float32_to_bfloat16
+from hearthlm.runtime import transformer
 from hearthlm.runtime.lora import LoraAdapter, open_adapter, write_lora_bin
 from hearthlm.runtime.model import Model
 
@@ -163,6 +164,16 @@ def test_several_adapters_serve_side_by_side_and_prefixes_are_not_mixed(
             got.append(token)
         stream.close()
         assert got == wanted
+
+
+def test_recorded_steps_add_what_an_adapter_adds_call_by_call(
+    llm: LlmInference, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = random_ids(CONFIGS["gemma_mqa"], 30)
+    loaded: list[LoraAdapter | None] = [None, *(llm.load_lora(path) for path in adapters)]
+    recorded = [greedy(llm, ids, lora) for lora in loaded]
+    monkeypatch.setattr(transformer, "MAX_RECORDED_ROWS", 0)
+    assert [greedy(llm, ids, lora) for lora in loaded] == recorded
 
 
 def test_an_adapter_on_quantised_weights_changes_calls_that_ask_for_it(tmp_path: Path) -> None:

@@ -80,6 +80,16 @@ def test_a_kernel_source_defines_one_global_symbol(tmp_path: Path, name: str, ta
     assert found == [f"hearthlm::{target}::add_{Path(name).stem}(hearthlm::Kernels&)"]
 
 
+@pytest.mark.parametrize("target", OPTIONS)
+def test_every_instruction_set_is_built_found_and_documented(target: str) -> None:
+    root = NATIVE.parent
+    options = re.search(rf"hearthlm_add_kernels\({target}\b([^)]*)", (root / "CMakeLists.txt").read_text())
+    assert options
+    assert set(OPTIONS[target]) <= set(options[1].split())
+    assert f'{{"{target}",' in (NATIVE / "dispatch.cc").read_text()
+    assert f"| `{target}` |" in (root / "docs" / "supported-cpus.md").read_text()
+
+
 def test_what_is_kept_out_of_packages_is_named_from_the_root() -> None:
     """A bare `demo/` also means `src/hearthlm/demo/`, and the wheel comes without its model."""
     settings = tomllib.loads((NATIVE.parent / "pyproject.toml").read_text())
