@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         EngineClosedError,
         HearthLMError,
         ModelFormatError,
+        ResponseFormatError,
         SessionBusyError,
         SessionFileError,
         TemplateError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hearthlm.models.family import PromptTemplate, PromptTemplates
     from hearthlm.runtime.lora import LoraAdapter
     from hearthlm.runtime.sampler import TokenLogprobs
+    from hearthlm.tool_calls import ToolCall, ToolCallReader
 
 # Loaded when first asked for: `import hearthlm` costs next to nothing.
 _HOMES = {
@@ -49,6 +51,7 @@ _HOMES = {
     "ModelInfo": "model_info",
     "PromptTemplate": "models.family",
     "PromptTemplates": "models.family",
+    "ResponseFormatError": "errors",
     "ResponseIncrement": "answer",
     "SessionBusyError": "errors",
     "SessionFileError": "errors",
@@ -56,6 +59,8 @@ _HOMES = {
     "TensorMismatchError": "errors",
     "TokenLogprobs": "runtime.sampler",
     "TokenizerFormatError": "errors",
+    "ToolCall": "tool_calls",
+    "ToolCallReader": "tool_calls",
     "TruncatedFileError": "errors",
     "UnsafeFileError": "errors",
     "UnsupportedModelError": "errors",
@@ -85,6 +90,7 @@ __all__ = [
     "ModelInfo",
     "PromptTemplate",
     "PromptTemplates",
+    "ResponseFormatError",
     "ResponseIncrement",
     "SessionBusyError",
     "SessionFileError",
@@ -92,6 +98,8 @@ __all__ = [
     "TensorMismatchError",
     "TokenLogprobs",
     "TokenizerFormatError",
+    "ToolCall",
+    "ToolCallReader",
     "TruncatedFileError",
     "UnsafeFileError",
     "UnsupportedModelError",
