@@ -66,8 +66,9 @@ class LlmInferenceOptions:
     `kv_cache_dtype` None means float16 for quantised weights and float32 for float ones. `num_responses` is how many
     `generate` and `generate_responses` make of one prompt, which is read once. `result_listener(increment, done)` and
     `error_listener(exception)` serve the async calls. `prefix_cache_mb` (MB) is how much of what earlier calls have
-    computed is kept for later ones that begin alike; 0 keeps nothing. `lora_path` is an adapter for every call that
-    names none; `supported_lora_ranks`, if given, refuses others.
+    computed is kept for later ones that begin alike; 0 keeps nothing. `prompt_lookup`: guess ahead where an answer
+    repeats what came before, which changes how fast it comes, never what it says. `lora_path` is an adapter for every
+    call that names none; `supported_lora_ranks`, if given, refuses others.
     Raises TypeError or ValueError, by name, for a wrong value and NotImplementedError for what is not built yet.
     """
 
@@ -89,6 +90,7 @@ class LlmInferenceOptions:
     kv_cache_dtype: CacheDataType | None = None
     cache_dir: str | PathLike[str] | None = None
     prefix_cache_mb: int = DEFAULT_PREFIX_CACHE_MB
+    prompt_lookup: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_path, (str, PathLike)):
@@ -104,6 +106,8 @@ class LlmInferenceOptions:
                 _check_integer(name, getattr(self, name), at_least=1)
         _check_integer("num_responses", self.num_responses, at_least=1)
         _check_integer("prefix_cache_mb", self.prefix_cache_mb, at_least=0)
+        if not isinstance(self.prompt_lookup, bool):
+            raise TypeError(f"prompt_lookup: expected True or False, got {self.prompt_lookup!r:.80}")
         for name in ("result_listener", "error_listener"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name}: expected a function, got {getattr(self, name)!r}")
@@ -230,7 +234,12 @@ class LlmInference:
             kv_cache_dtype=options.kv_cache_dtype,
         )
         self._adapters: set[str] = set()
-        self._engine = Engine(executor, max_tokens=max_tokens, prefix_cache_bytes=options.prefix_cache_mb * 1_000_000)
+        self._engine = Engine(
+            executor,
+            max_tokens=max_tokens,
+            prefix_cache_bytes=options.prefix_cache_mb * 1_000_000,
+            looks_up=options.prompt_lookup,
+        )
         self._callbacks = CallbackThread()
         self._constraints: ConstraintCompiler | None = None
         self._chat_format: ChatFormat | None = None
@@ -403,13 +412,18 @@ class LlmInference:
         return self._engine.score(checked, self._default_options.lora)
 
     def embed(
-        self, texts: str | Sequence[str | Sequence[int]], *, normalize: bool = True, lora: LoraAdapter | None = None
+        self,
+        texts: str | Sequence[str | Sequence[int]],
+        *,
+        normalize: bool = True,
+        lora: LoraAdapter | None = None,
+        cancelled: threading.Event | None = None,
     ) -> NDArray[np.float32]:
         """Return float32 [len(texts), embedding_dim]: the mean of the last layer's rows over each text's tokens.
 
         The start token is counted in, no template is applied; a text given as ids is taken as it is. With `normalize`
-        each row has length 1. `lora` is an adapter that `load_lora` returned. Raises ContextLengthError beyond
-        `max_tokens`.
+        each row has length 1. `lora` is an adapter that `load_lora` returned. Setting `cancelled` from another thread
+        ends the work within one step, with EngineClosedError. Raises ContextLengthError beyond `max_tokens`.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         vocab_size = self._model.architecture.vocab_size
@@ -419,7 +433,7 @@ class LlmInference:
         ]
         rows = np.zeros((len(texts), self._model.architecture.embedding_dim), np.float32)
         for row, ids in zip(rows, all_ids, strict=True):
-            row[:] = self._engine.embed(ids, self._checked_lora(lora))
+            row[:] = self._engine.embed(ids, self._checked_lora(lora), cancelled)
         if normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return rows
