@@ -38,8 +38,12 @@ test-slow: setup
 test-oracles: $(VENV)/.oracles
 	$(BIN)/python -m pytest -m oracle
 
+$(VENV)/.web: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --editable '.[test,web]'
+	touch $@
+
 # Needs chromium, node and npm, and says so where one is missing.
-test-web: setup
+test-web: $(VENV)/.web
 	if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(WEB)/.package-lock.json; fi
 	$(BIN)/python -m pytest -m web -rs
 
