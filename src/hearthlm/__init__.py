@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hearthlm import bundler
+    from hearthlm import batch, bundler
     from hearthlm.answer import GenerationResult
     from hearthlm.errors import (
         BundleError,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from hearthlm.llm_inference import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
     from hearthlm.llm_inference_session import LlmInferenceSession
+    from hearthlm.memory_estimate import MemoryEstimate, estimate_memory
     from hearthlm.model_info import FileInfo, ModelInfo, inspect_file, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
     from hearthlm.runtime.sampler import TokenLogprobs
@@ -43,6 +44,7 @@ _HOMES = {
     "LlmInferenceOptions": "llm_inference",
     "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
+    "MemoryEstimate": "memory_estimate",
     "ModelFormatError": "errors",
     "ModelInfo": "model_info",
     "PromptTemplate": "models.family",
@@ -56,12 +58,13 @@ _HOMES = {
     "TruncatedFileError": "errors",
     "UnsafeFileError": "errors",
     "UnsupportedModelError": "errors",
+    "estimate_memory": "memory_estimate",
     "inspect_file": "model_info",
     "inspect_model": "model_info",
 }
 
 # As in MediaPipe, the toolchain's parts are modules: `from hearthlm import bundler`.
-_MODULES = ("bundler",)
+_MODULES = ("batch", "bundler")
 
 __version__ = "0.1.0"
 
@@ -77,6 +80,7 @@ __all__ = [
     "LlmInferenceOptions",
     "LlmInferenceSession",
     "LlmInferenceSessionOptions",
+    "MemoryEstimate",
     "ModelFormatError",
     "ModelInfo",
     "PromptTemplate",
@@ -91,7 +95,9 @@ __all__ = [
     "UnsafeFileError",
     "UnsupportedModelError",
     "__version__",
+    "batch",
     "bundler",
+    "estimate_memory",
     "inspect_file",
     "inspect_model",
 ]
