@@ -34,6 +34,7 @@ LAYERS = {
     "quantization_comparison": 4,
     "demo": 4,
     "cli": 5,
+    "server": 5,
     "__main__": 6,
 }
 

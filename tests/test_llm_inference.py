@@ -279,7 +279,7 @@ def test_what_is_no_prompt_is_refused_by_its_type() -> None:
             llm.generate("abc", {"top_k": 1})  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="text: expected a str, got int"):
             llm.size_in_tokens(5)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=r"texts\[1\]: expected a str, got int"):
+        with pytest.raises(TypeError, match=r"texts\[1\]: expected a str or token ids, got int"):
             llm.embed(["abc", 5])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="options: expected LlmInferenceOptions, got"):
         LlmInference.create_from_options(GEMMA)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hearthlm import batch, bundler
-    from hearthlm.answer import GenerationResult
+    from hearthlm.answer import GenerationResult, ResponseIncrement
     from hearthlm.errors import (
         BundleError,
         ContextLengthError,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hearthlm.memory_estimate import MemoryEstimate, estimate_memory
     from hearthlm.model_info import FileInfo, ModelInfo, inspect_file, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
+    from hearthlm.runtime.lora import LoraAdapter
     from hearthlm.runtime.sampler import TokenLogprobs
 
 # Loaded when first asked for: `import hearthlm` costs next to nothing.
@@ -44,11 +45,13 @@ _HOMES = {
     "LlmInferenceOptions": "llm_inference",
     "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
+    "LoraAdapter": "runtime.lora",
     "MemoryEstimate": "memory_estimate",
     "ModelFormatError": "errors",
     "ModelInfo": "model_info",
     "PromptTemplate": "models.family",
     "PromptTemplates": "models.family",
+    "ResponseIncrement": "answer",
     "SessionBusyError": "errors",
     "SessionFileError": "errors",
     "TemplateError": "errors",
@@ -80,11 +83,13 @@ __all__ = [
     "LlmInferenceOptions",
     "LlmInferenceSession",
     "LlmInferenceSessionOptions",
+    "LoraAdapter",
     "MemoryEstimate",
     "ModelFormatError",
     "ModelInfo",
     "PromptTemplate",
     "PromptTemplates",
+    "ResponseIncrement",
     "SessionBusyError",
     "SessionFileError",
     "TemplateError",

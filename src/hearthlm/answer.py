@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -54,17 +55,36 @@ class GenerationResult:
         return self.finish_reasons[0]
 
 
+@dataclass(frozen=True)
+class ResponseIncrement:
+    """Hold what one step has added to the response `index` of a call; the last one of a response says why it ended.
+
+    `text` is certain, and so may lag behind the tokens. `logprobs`, where they were asked for, has an entry for each
+    of `token_ids`.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: FinishReason | None
+
+
 class Answer:
     """Turn the ids of one response into text, event by event."""
 
-    def __init__(self, stream: IdStream, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
+    def __init__(self, stream: IdStream, tokenizer: Tokenizer, stop_strings: Sequence[str], index: int = 0) -> None:
         self._stream = stream
+        self._index = index
+        self._num_reported = 0  # ids that increments have told of
         self._decoder = StreamDecoder(tokenizer, prompt_tail_ids=stream.session.ids)
         self._stops = StopMatcher(stop_strings)
         self._num_prompt_ids = len(stream.session.ids)
         self._parts: list[str] = []
         self._stopped = False
+        self._num_ids_at_stop = 0
         self.is_done = False
+        self.is_cancelled = False
 
     def advance(self, *, block: bool = True) -> str:
         """Take one event and return the text that it makes certain, often "".
@@ -82,6 +102,7 @@ class Answer:
             self.close()
             raise
         if self._stopped:  # what the scheduler made before it noticed
+            del self._stream.session.ids[self._num_ids_at_stop :]
             text = ""
         elif token is None:
             text = self._cut(self._decoder.finish())
@@ -92,8 +113,20 @@ class Answer:
         if token is None:
             self.close()
         elif self._stopped:
-            self.cancel()
+            self._num_ids_at_stop = len(self._stream.session.ids)
+            self._stream.cancel()
         return text
+
+    def increment(self, text: str) -> ResponseIncrement:
+        """Return what the last event has added, `text` and the ids since the last increment."""
+        begin, self._num_reported = self._num_reported, len(self._stream.session.ids) - self._num_prompt_ids
+        return ResponseIncrement(
+            self._index,
+            text,
+            tuple(self._stream.session.ids[self._num_prompt_ids + begin :]),
+            tuple(self._stream.logprobs[begin : self._num_reported]),
+            self.finish_reason if self.is_done else None,
+        )
 
     def _cut(self, text: str) -> str:
         printable, self._stopped = self._stops.push(text)
@@ -101,6 +134,7 @@ class Answer:
 
     def cancel(self) -> None:
         """End the answer before the next step of the scheduler; what is there can still be read."""
+        self.is_cancelled = True
         self._stream.cancel()
 
     def close(self) -> None:
@@ -176,7 +210,7 @@ class Call:
                 max_output_tokens=self._max_output_tokens,
                 num_logprobs=self._num_logprobs,
             )
-            answers = [Answer(stream, self._tokenizer, self._stop_strings) for stream in streams]
+            answers = [Answer(stream, self._tokenizer, self._stop_strings, i) for i, stream in enumerate(streams)]
             if notify is not None:
                 for stream, answer in zip(streams, answers, strict=True):
                     stream.on_event(partial(notify, answer))
@@ -317,13 +351,13 @@ def run_calls(calls: Iterable[Call], max_at_once: int) -> Iterator[GenerationRes
 
 
 class Receiver(Protocol):
-    """Get an answer as it comes, on the thread for callbacks."""
+    """Get the answers of a call as they come, on the thread for callbacks."""
 
-    def receive(self, text: str) -> None:
-        """Take an increment; raising ends the answer."""
+    def receive(self, answer: Answer, text: str) -> None:
+        """Take what an event has added to an answer; raising ends the call."""
 
-    def end(self, text: str, error: BaseException | None) -> None:
-        """Take the whole answer, or what made it fail; the session is free by then."""
+    def end(self, call: Call, error: BaseException | None) -> None:
+        """Take the whole call, or what made it fail; the session is free by then."""
 
 
 class FutureReceiver:
@@ -336,11 +370,11 @@ class FutureReceiver:
         self._listener = listener
         self._error_listener = error_listener
 
-    def receive(self, text: str) -> None:
-        if self._listener is not None:
+    def receive(self, answer: Answer, text: str) -> None:
+        if text and self._listener is not None:
             self._listener(text, False)
 
-    def end(self, text: str, error: BaseException | None) -> None:
+    def end(self, call: Call, error: BaseException | None) -> None:
         wanted = self._future.set_running_or_notify_cancel()
         if error is not None:
             if wanted:
@@ -349,7 +383,7 @@ class FutureReceiver:
                 self._error_listener(error)
             return
         if wanted:
-            self._future.set_result(text)
+            self._future.set_result(call.answers[0].text)
         if self._listener is not None:
             self._listener("", True)
 
@@ -364,7 +398,7 @@ class CallbackThread:
         self._thread: threading.Thread | None = None
 
     def deliver(self, call: Call, receiver: Receiver) -> None:
-        """Begin a call of one answer and have `receiver` get it; raises what keeps it from beginning."""
+        """Begin a call and have `receiver` get its answers; raises what keeps it from beginning."""
 
         def notify(answer: Answer) -> None:
             self._inbox.put((call, receiver, answer))
@@ -385,23 +419,23 @@ class CallbackThread:
             thread.join()
 
     def _run(self) -> None:
-        errors: dict[Answer, BaseException] = {}  # of answers that are being cancelled because their receiver raised
+        errors: dict[Call, BaseException] = {}  # of calls that are being cancelled because an answer or receiver failed
         while True:
             call, receiver, answer = self._inbox.get()
             if answer.is_done:  # its other events were taken by who closed the session
                 continue
             try:
                 text = answer.advance(block=False)
-                if text and answer not in errors:
-                    receiver.receive(text)
+                if call not in errors:
+                    receiver.receive(answer, text)
             except BaseException as error:
-                errors[answer] = error
-                answer.cancel()
-            if not answer.is_done:
+                errors.setdefault(call, error)
+                call.cancel()
+            if not all(each.is_done for each in call.answers):
                 continue
             try:
                 call.end()
-                receiver.end(answer.text, errors.pop(answer, None))
+                receiver.end(call, errors.pop(call, None))
             except BaseException:
                 _log.exception("a listener failed after its answer had ended")
             with self._lock:
@@ -422,31 +456,48 @@ def deliver_to_future(
 
 
 async def deliver_to_asyncio(callbacks: CallbackThread, call: Call) -> AsyncGenerator[str, None]:
-    """Begin a call and yield its text; leaving ends the work, and waits until the session is free again."""
-    items: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+    """Begin a call of one answer and yield its text; leaving ends the work, and waits until the session is free."""
+    async with contextlib.aclosing(deliver_increments(callbacks, call)) as items:
+        async for item in items:
+            if isinstance(item, ResponseIncrement) and item.text:
+                yield item.text
+
+
+async def deliver_increments(
+    callbacks: CallbackThread, call: Call
+) -> AsyncGenerator[ResponseIncrement | GenerationResult, None]:
+    """Begin a call and yield what each step adds, last the result; leaving ends the work, as above."""
+    items: asyncio.Queue[ResponseIncrement | GenerationResult | BaseException] = asyncio.Queue()
     callbacks.deliver(call, _AsyncioReceiver(asyncio.get_running_loop(), items))
-    item: str | BaseException | None = ""
+    is_over = False
     try:
-        while isinstance(item := await items.get(), str):
+        while not is_over:
+            item = await items.get()
+            is_over = not isinstance(item, ResponseIncrement)
+            if isinstance(item, BaseException):
+                raise item
             yield item
-        if item is not None:
-            raise item
     finally:
         call.cancel()
-        while isinstance(item, str):
-            item = await items.get()
+        while not is_over:
+            is_over = not isinstance(await items.get(), ResponseIncrement)
 
 
 class _AsyncioReceiver:
-    """Pass an answer on to a queue of an event loop, and last None or what made it fail."""
+    """Pass answers on to a queue of an event loop, and last the result or what made them fail."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, items: asyncio.Queue[str | BaseException | None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        items: asyncio.Queue[ResponseIncrement | GenerationResult | BaseException],
+    ) -> None:
         self._loop = loop
         self._items = items
 
-    def receive(self, text: str) -> None:
-        self._loop.call_soon_threadsafe(self._items.put_nowait, text)
+    def receive(self, answer: Answer, text: str) -> None:
+        if not answer.is_cancelled:  # else nobody reads it
+            self._loop.call_soon_threadsafe(self._items.put_nowait, answer.increment(text))
 
-    def end(self, text: str, error: BaseException | None) -> None:
+    def end(self, call: Call, error: BaseException | None) -> None:
         if not self._loop.is_closed():  # else nobody waits for it
-            self._loop.call_soon_threadsafe(self._items.put_nowait, error)
+            self._loop.call_soon_threadsafe(self._items.put_nowait, call.result() if error is None else error)

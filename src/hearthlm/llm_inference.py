@@ -24,8 +24,10 @@ from hearthlm.answer import (
     CallbackThread,
     ErrorListener,
     GenerationResult,
+    ResponseIncrement,
     ResultListener,
     call_outcomes,
+    deliver_increments,
     deliver_to_asyncio,
     deliver_to_future,
     run_calls,
@@ -253,6 +255,11 @@ class LlmInference:
         """The number of tokens that prompt and answer may have together."""
         return self._engine.max_tokens
 
+    @property
+    def num_threads(self) -> int:
+        """The number of threads that compute."""
+        return self._options.num_threads or default_num_threads()
+
     @classmethod
     def load_async(
         cls, options: LlmInferenceOptions, progress: Callable[[float], None] | None = None
@@ -327,6 +334,25 @@ class LlmInference:
         options = self._checked_options(options)
         return deliver_to_asyncio(self._callbacks, self._call(self._ids_of(prompt, options), options))
 
+    def astream_responses(
+        self, prompt: Prompt, options: LlmInferenceSessionOptions | None = None, *, num_responses: int | None = None
+    ) -> AsyncGenerator[ResponseIncrement | GenerationResult, None]:
+        """Yield what each step adds to each of `num_responses` answers, their ids included, and last the result.
+
+        Closing the generator or cancelling its task ends the work, in a prompt too, within one step.
+        """
+        options = self._checked_options(options)
+        count = self._options.num_responses if num_responses is None else num_responses
+        _check_integer("num_responses", count, at_least=1)
+        return deliver_increments(self._callbacks, self._call(self._ids_of(prompt, options), options, count))
+
+    def prompt_ids(self, prompt: Prompt, options: LlmInferenceSessionOptions | None = None) -> list[int]:
+        """Return the ids of the context that `generate` would make of a prompt, the start token included.
+
+        Raises ContextLengthError if it leaves no room for an answer.
+        """
+        return self._ids_of(prompt, self._checked_options(options))
+
     def generate(self, prompt: Prompt, options: LlmInferenceSessionOptions | None = None) -> GenerationResult:
         """Return `num_responses` answers with their ids, counts and times.
 
@@ -392,17 +418,24 @@ class LlmInference:
         checked = _checked_ids(ids, self._model.architecture.vocab_size)
         return self._engine.score(checked, self._default_options.lora)
 
-    def embed(self, texts: str | Sequence[str], *, normalize: bool = True) -> NDArray[np.float32]:
+    def embed(
+        self, texts: str | Sequence[str | Sequence[int]], *, normalize: bool = True, lora: LoraAdapter | None = None
+    ) -> NDArray[np.float32]:
         """Return float32 [len(texts), embedding_dim]: the mean of the last layer's rows over each text's tokens.
 
-        The start token is counted in, no template is applied. With `normalize` each row has length 1. Raises
-        ContextLengthError beyond `max_tokens`.
+        The start token is counted in, no template is applied; a text given as ids is taken as it is. With `normalize`
+        each row has length 1. `lora` is an adapter that `load_lora` returned. Raises ContextLengthError beyond
+        `max_tokens`.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        all_ids = [self._text_ids(_checked_text(text, f"texts[{i}]")) for i, text in enumerate(texts)]
+        vocab_size = self._model.architecture.vocab_size
+        all_ids = [
+            self._text_ids(text) if isinstance(text, str) else _checked_ids(text, vocab_size, f"texts[{i}]")
+            for i, text in enumerate(texts)
+        ]
         rows = np.zeros((len(texts), self._model.architecture.embedding_dim), np.float32)
         for row, ids in zip(rows, all_ids, strict=True):
-            row[:] = self._engine.embed(ids, self._default_options.lora)
+            row[:] = self._engine.embed(ids, self._checked_lora(lora))
         if normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return rows
@@ -503,10 +536,14 @@ class LlmInference:
         return self._call_in(session, lambda: ids, options, num_responses, on_end=lambda _: session.close())
 
     def _new_session(self, options: LlmInferenceSessionOptions) -> Session:
-        lora = self._default_options.lora if options.lora is None else options.lora
+        return Session(self._engine, adapter=self._checked_lora(options.lora))
+
+    def _checked_lora(self, lora: LoraAdapter | None) -> LoraAdapter | None:
+        """Return the adapter of a call: the one it names, or else that of `lora_path`."""
+        lora = self._default_options.lora if lora is None else lora
         if lora is not None and lora.digest not in self._adapters:
             raise ValueError(f"lora: {lora.path} was not loaded by this model; use its load_lora")
-        return Session(self._engine, adapter=lora)
+        return lora
 
     def _call_in(
         self,
@@ -542,15 +579,17 @@ def max_tokens_of(wanted: int | None, built_in: int) -> int:
     return wanted
 
 
-def _checked_ids(ids: Sequence[int], vocab_size: int) -> list[int]:
+def _checked_ids(ids: Sequence[int], vocab_size: int, name: str = "ids") -> list[int]:
+    if isinstance(ids, (bytes, Mapping)) or not hasattr(ids, "__len__"):
+        raise TypeError(f"{name}: expected a str or token ids, got {type(ids).__name__}")
     checked = []
     for i in ids:
         try:
             checked.append(index(i))  # what is no integer, 1.5 or "7", is not made one
         except TypeError:
-            raise TypeError(f"ids: expected integers, got {i!r:.80}") from None
+            raise TypeError(f"{name}: expected integers, got {i!r:.80}") from None
         if not 0 <= checked[-1] < vocab_size:
-            raise ValueError(f"ids: expected 0 to {vocab_size - 1}, got {i}")
+            raise ValueError(f"{name}: expected 0 to {vocab_size - 1}, got {i}")
     return checked
 
 

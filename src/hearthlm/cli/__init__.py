@@ -9,6 +9,7 @@ from hearthlm.cli import estimate as estimate
 from hearthlm.cli import inspect as inspect
 from hearthlm.cli import run as run
 from hearthlm.cli import score as score
+from hearthlm.cli import serve as serve
 from hearthlm.cli.exit_code import ExitCode as ExitCode
 from hearthlm.cli.group import cli as cli
 from hearthlm.cli.group import main as main

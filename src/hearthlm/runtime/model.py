@@ -69,6 +69,9 @@ class ModelInfo:
     stop_strings: tuple[str, ...]
     prompt_templates: PromptTemplates
     metadata: dict[str, Any]
+    weight_types: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # of "attention", "feed_forward", "embedding"
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `hearthlm inspect --json`."""
@@ -424,11 +427,17 @@ def _model(
         if token and token not in family.stop_tokens:
             strings.append(token)
     num_parameters = 0
+    stored = {tensor.name: tensor.dtype for tensor in tensors}
+    weight_types: dict[str, set[str]] = {}
     for spec in family.tensors(architecture):
         size = 1
         for length in spec.shape:
             size *= length
         num_parameters += size
+        names = [*spec.bin_names, *(name.removesuffix(".w") + ".linear.w" for name in spec.bin_names)]
+        found = next((stored[name] for name in (spec.checkpoint_name, *names) if name in stored), None)
+        if spec.group is not None and found is not None:
+            weight_types.setdefault(spec.group, set()).add(found)
     info = ModelInfo(
         format=format,
         model_type=model_type,
@@ -442,6 +451,7 @@ def _model(
         stop_strings=tuple(strings),
         prompt_templates=templates,
         metadata=metadata,
+        weight_types={group: tuple(sorted(types)) for group, types in weight_types.items()},
     )
     return Model(
         architecture=architecture,

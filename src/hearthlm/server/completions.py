@@ -1,0 +1,314 @@
+"""`/v1/chat/completions` and `/v1/completions`: a request to options, and answers to the documents of OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+import hearthlm
+from hearthlm.server import jobs
+from hearthlm.server.admission import Ticket
+from hearthlm.server.errors import ApiError, JsonResponse, refusal
+from hearthlm.server.requests import ChatRequest, CompletionRequest, Sampling, decode
+from hearthlm.server.served_model import Target
+from hearthlm.server.service import Service
+from hearthlm.server.streaming import EventStream, disconnected
+
+LOWEST_LOGPROB = -9999.0  # what OpenAI's API writes for a probability of 0, which JSON has no number for
+
+
+async def chat_completions(request: Request) -> Response:
+    body = decode(await request.body(), ChatRequest)
+    service = Service.of(request)
+    target = service.models.find(body.model)
+    messages = chat_messages(body.messages)
+    prompts = [await _prompt_ids(target, messages, "messages")]
+    return await _answer(request, service, target, body, prompts, ChatReply(target, body))
+
+
+async def completions(request: Request) -> Response:
+    body = decode(await request.body(), CompletionRequest)
+    service = Service.of(request)
+    target = service.models.find(body.model)
+    if body.echo and body.logprobs is not None:
+        raise ApiError(400, "echo: this server does not echo logprobs", param="echo", code="unsupported_parameter")
+    texts = body.prompts()
+    prompts = [await _prompt_ids(target, text, "prompt") for text in texts]
+    return await _answer(request, service, target, body, prompts, TextReply(target, body, texts))
+
+
+async def _prompt_ids(target: Target, prompt: Any, param: str) -> list[int]:
+    """Return a prompt's ids; a template may take a while, so another thread writes it."""
+    raw = hearthlm.LlmInferenceSessionOptions(prompt_templates=hearthlm.PromptTemplates())
+    try:
+        return await asyncio.to_thread(target.llm.prompt_ids, prompt, raw)
+    except Exception as error:
+        raise refusal(error, param) from error
+
+
+def chat_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages as the model's chat format takes them; what else clients put beside is left out."""
+    kept = []
+    for i, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role == "developer":
+            role = "system"
+        if isinstance(content, list) and not all(
+            isinstance(part, dict) and part.get("type") == "text" for part in content
+        ):
+            raise ApiError(
+                400,
+                f"messages[{i}].content: expected text: this server does not take images, audio or files",
+                param=f"messages[{i}].content",
+                code="unsupported_content",
+            )
+        kept.append({"role": role, "content": content})
+    return kept
+
+
+async def _answer(
+    request: Request, service: Service, target: Target, body: Sampling, prompts: list[list[int]], reply: Reply
+) -> Response:
+    num_responses = body.n or 1
+    limit = target.admission.num_slots
+    if num_responses > limit:
+        raise ApiError(400, f"n: expected at most {limit}, got {num_responses}", param="n", code="invalid_value")
+    try:
+        options = target.session_options(random_seed=reply.seed, **body.session_changes())
+        for token_id in options.logit_bias or ():
+            if token_id >= (vocab_size := target.llm.info.architecture.vocab_size):
+                raise ValueError(f"logit_bias: expected token ids below {vocab_size}, got {token_id}")
+    except (ValueError, TypeError) as error:
+        raise refusal(error, param=str(error).partition(":")[0]) from None
+    ticket = service.enter(target, num_responses * len(prompts))
+    items = service.counted(target, jobs.increments(target, ticket, prompts, options, num_responses), ticket)
+    if body.stream:
+        return EventStream(reply.chunks(items, ticket, len(prompts)), service.running)
+    try:
+        results = await service.running.until(_results(items, len(prompts)), disconnected(request.receive))
+    finally:
+        ticket.leave()
+    if results is None:
+        return Response(status_code=499)  # nobody reads it
+    return JsonResponse(reply.whole(results, ticket))
+
+
+async def _results(items: AsyncGenerator[jobs.Item, None], count: int) -> list[hearthlm.GenerationResult]:
+    async with contextlib.aclosing(items):
+        results = {i: item async for i, item in items if isinstance(item, hearthlm.GenerationResult)}
+    if any("cancelled" in result.finish_reasons for result in results.values()):
+        raise jobs.ServerStopping
+    return [results[i] for i in range(count)]
+
+
+class Reply:
+    """Write answers as documents, whole or in chunks."""
+
+    object = ""
+    chunk_object = ""
+    id_prefix = ""
+
+    def __init__(self, target: Target, request: Sampling) -> None:
+        self._target = target
+        self._request = request
+        self._num_responses = request.n or 1
+        self.seed = secrets.randbits(53) if request.seed is None else request.seed
+        self._head = {
+            "id": self.id_prefix + secrets.token_hex(12),
+            "created": int(time.time()),
+            "model": target.id,
+            "system_fingerprint": f"hearthlm-{hearthlm.__version__}",
+        }
+
+    async def chunks(
+        self, items: AsyncGenerator[jobs.Item, None], ticket: Ticket, num_prompts: int
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield an answer in chunks; the last one says what it took: `timings`, and `usage` if that was asked for."""
+        include_usage = self._request.include_usage
+        results: list[hearthlm.GenerationResult] = []
+        held: dict[str, Any] | None = None  # the last chunk so far: what it took is added to the very last
+        async with contextlib.aclosing(items):
+            for choice in self._first_choices(num_prompts):
+                yield self._chunk([choice]) | {"seed": self.seed}
+            async for index, item in items:
+                if isinstance(item, hearthlm.GenerationResult):
+                    results.append(item)
+                    continue
+                if item.finish_reason == "cancelled":
+                    raise jobs.ServerStopping
+                for choice in self._choices(index * self._num_responses + item.index, item):
+                    if held is not None:
+                        yield held
+                    held = self._chunk([choice])
+                    if choice["finish_reason"] is None:
+                        yield held
+                        held = None
+        took = self._took(results, ticket)
+        if include_usage:
+            if held is not None:
+                yield held
+            yield self._chunk([]) | {"usage": _usage(results)} | took
+        else:
+            yield (held or self._chunk([])) | took
+
+    def whole(self, results: Sequence[hearthlm.GenerationResult], ticket: Ticket) -> dict[str, Any]:
+        """Return an answer as one document."""
+        choices = [
+            self._whole_choice(i * self._num_responses + j, result, j)
+            for i, result in enumerate(results)
+            for j in range(len(result.texts))
+        ]
+        document = {**self._head, "object": self.object, "choices": choices, "usage": _usage(results)}
+        return document | self._took(results, ticket)
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        chunk = {**self._head, "object": self.chunk_object, "choices": choices}
+        if self._request.include_usage:
+            chunk["usage"] = None
+        return chunk
+
+    def _took(self, results: Sequence[hearthlm.GenerationResult], ticket: Ticket) -> dict[str, Any]:
+        timings = {
+            "queue_s": round(ticket.waited_s, 6),
+            "prefill_s": round(max(result.prefill_s for result in results), 6),
+            "decode_s": round(max(result.decode_s for result in results), 6),
+            "cached_tokens": sum(result.num_cached_tokens for result in results),
+        }
+        return {"timings": timings, "seed": self.seed}
+
+    def _first_choices(self, num_prompts: int) -> Iterable[dict[str, Any]]:
+        return ()
+
+    def _choices(self, index: int, step: hearthlm.ResponseIncrement) -> Iterable[dict[str, Any]]:
+        raise NotImplementedError
+
+    def _whole_choice(self, index: int, result: hearthlm.GenerationResult, j: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class ChatReply(Reply):
+    """Write the answers of `/v1/chat/completions`."""
+
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+    id_prefix = "chatcmpl-"
+
+    def __init__(self, target: Target, request: ChatRequest) -> None:
+        super().__init__(target, request)
+        self._num_top = (request.top_logprobs or 0) if request.logprobs else None
+
+    def _first_choices(self, num_prompts: int) -> Iterable[dict[str, Any]]:
+        delta = {"role": "assistant", "content": ""}
+        for index in range(num_prompts * self._num_responses):
+            yield {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def _choices(self, index: int, step: hearthlm.ResponseIncrement) -> Iterable[dict[str, Any]]:
+        logprobs = self._logprobs(step.logprobs) if step.logprobs else None
+        if step.text or logprobs:
+            yield {"index": index, "delta": {"content": step.text}, "logprobs": logprobs, "finish_reason": None}
+        if step.finish_reason is not None:
+            yield {"index": index, "delta": {}, "logprobs": None, "finish_reason": step.finish_reason}
+
+    def _whole_choice(self, index: int, result: hearthlm.GenerationResult, j: int) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": result.texts[j], "refusal": None},
+            "logprobs": None if result.logprobs is None else self._logprobs(result.logprobs[j]),
+            "finish_reason": result.finish_reasons[j],
+        }
+
+    def _logprobs(self, entries: Sequence[hearthlm.TokenLogprobs]) -> dict[str, Any] | None:
+        if self._num_top is None:
+            return None
+        content = [
+            self._token(entry.token_id, entry.logprob)
+            | {"top_logprobs": [self._token(*top) for top in entry.top[: self._num_top]]}
+            for entry in entries
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        data = self._target.llm.tokenizer.token_bytes(token_id, skip_special=False)
+        return {"token": data.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(data)}
+
+
+class TextReply(Reply):
+    """Write the answers of `/v1/completions`."""
+
+    object = "text_completion"
+    chunk_object = "text_completion"
+    id_prefix = "cmpl-"
+
+    def __init__(self, target: Target, request: CompletionRequest, prompts: Sequence[str | list[int]]) -> None:
+        super().__init__(target, request)
+        self._num_top = request.logprobs
+        tokenizer = target.llm.tokenizer
+        self._echoes = [
+            prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+            for prompt in (prompts if request.echo else ())
+        ]
+        self._num_chars: dict[int, int] = {}  # of each choice so far, for `text_offset`
+
+    def _first_choices(self, num_prompts: int) -> Iterable[dict[str, Any]]:
+        for i, text in enumerate(self._echoes):
+            for j in range(self._num_responses):
+                index = i * self._num_responses + j
+                self._num_chars[index] = len(text)
+                yield {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+
+    def _choices(self, index: int, step: hearthlm.ResponseIncrement) -> Iterable[dict[str, Any]]:
+        if step.text or step.logprobs or step.finish_reason is not None:
+            logprobs = self._logprobs(index, step.logprobs) if step.logprobs else None
+            yield {"index": index, "text": step.text, "logprobs": logprobs, "finish_reason": step.finish_reason}
+
+    def _whole_choice(self, index: int, result: hearthlm.GenerationResult, j: int) -> dict[str, Any]:
+        echo = self._echoes[index // self._num_responses] if self._echoes else ""
+        self._num_chars[index] = len(echo)
+        return {
+            "index": index,
+            "text": echo + result.texts[j],
+            "logprobs": None if result.logprobs is None else self._logprobs(index, result.logprobs[j]),
+            "finish_reason": result.finish_reasons[j],
+        }
+
+    def _logprobs(self, index: int, entries: Sequence[hearthlm.TokenLogprobs]) -> dict[str, Any] | None:
+        if self._num_top is None:
+            return None
+        offsets = []
+        for entry in entries:
+            offsets.append(self._num_chars.get(index, 0))
+            self._num_chars[index] = offsets[-1] + len(self._token(entry.token_id))
+        return {
+            "tokens": [self._token(entry.token_id) for entry in entries],
+            "token_logprobs": [_finite(entry.logprob) for entry in entries],
+            "top_logprobs": [
+                {self._token(token_id): _finite(value) for token_id, value in reversed(entry.top[: self._num_top])}
+                for entry in entries
+            ],
+            "text_offset": offsets,
+        }
+
+    def _token(self, token_id: int) -> str:
+        return self._target.llm.tokenizer.token_bytes(token_id, skip_special=False).decode("utf-8", "replace")
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LOWEST_LOGPROB)
+
+
+def _usage(results: Sequence[hearthlm.GenerationResult]) -> dict[str, Any]:
+    num_prompt = sum(result.num_prompt_tokens for result in results)
+    num_output = sum(result.num_output_tokens for result in results)
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt + num_output,
+        "prompt_tokens_details": {"cached_tokens": sum(result.num_cached_tokens for result in results)},
+    }
