@@ -5,13 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def marked(path: Path) -> Any:
+    return pytest.param(path, marks=pytest.mark.ray if path.stem.startswith("ray") else (), id=path.stem)
+
+
+@pytest.mark.parametrize("path", map(marked, EXAMPLES))
 def test_an_example_runs_and_says_something(path: Path, tmp_path: Path) -> None:
     code = path.read_text(encoding="utf-8")
     assert len(code.splitlines()) < 40

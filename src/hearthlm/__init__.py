@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from hearthlm.llm_inference import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
     from hearthlm.llm_inference_session import LlmInferenceSession
+    from hearthlm.machine_info import MachineInfo, MachineLimits, inspect_machine, measure_machine
     from hearthlm.memory_estimate import MemoryEstimate, estimate_memory
     from hearthlm.model_info import FileInfo, ModelInfo, inspect_file, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
@@ -46,6 +47,8 @@ _HOMES = {
     "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
     "LoraAdapter": "runtime.lora",
+    "MachineInfo": "machine_info",
+    "MachineLimits": "machine_info",
     "MemoryEstimate": "memory_estimate",
     "ModelFormatError": "errors",
     "ModelInfo": "model_info",
@@ -63,7 +66,9 @@ _HOMES = {
     "UnsupportedModelError": "errors",
     "estimate_memory": "memory_estimate",
     "inspect_file": "model_info",
+    "inspect_machine": "machine_info",
     "inspect_model": "model_info",
+    "measure_machine": "machine_info",
 }
 
 # As in MediaPipe, the toolchain's parts are modules: `from hearthlm import bundler`.
@@ -84,6 +89,8 @@ __all__ = [
     "LlmInferenceSession",
     "LlmInferenceSessionOptions",
     "LoraAdapter",
+    "MachineInfo",
+    "MachineLimits",
     "MemoryEstimate",
     "ModelFormatError",
     "ModelInfo",
@@ -104,7 +111,9 @@ __all__ = [
     "bundler",
     "estimate_memory",
     "inspect_file",
+    "inspect_machine",
     "inspect_model",
+    "measure_machine",
 ]
 
 

@@ -49,7 +49,7 @@ class _Shard(click.ParamType[tuple[int, int]]):
     type=click.IntRange(1),
     default=_MAX_AT_ONCE,
     show_default=True,
-    help="Rows that are decoded together; fewer where memory is short.",
+    help="Rows that are decoded together.",
 )
 @max_tokens_option("the model's context, as far as memory allows")
 @sampling_options

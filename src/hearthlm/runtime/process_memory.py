@@ -48,6 +48,17 @@ def free_memory() -> int:
     return free
 
 
+def total_memory() -> int | None:
+    """Return how much memory the machine, or the container if it has less, has; None where nothing says so."""
+    total: int | None = None
+    with suppress(OSError, ValueError, AttributeError):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        total = limit if total is None else min(total, limit)
+    return total
+
+
 def _status_fields(path: Path) -> dict[str, int]:
     """Return the sizes in a file of /proc, in bytes."""
     fields = {}
