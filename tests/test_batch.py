@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pty
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import hearthlm
 from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
@@ -133,6 +137,7 @@ BAD_LINES = {
     b'{"prompt": "a", "max_output_tokens": 0}': "max_output_tokens: expected an integer of at least 1",
     b'{"prompt": "a", "random_seed": -1}': "random_seed",
     b'{"prompt": "a", "key": [1]}': "key: expected a string or an integer, got [1]",
+    b'{"prompt": "a", "response_format": {"type": "prose"}}': "prose",
     b'{"prompt": "' + b"abc" * 100 + b'"}': "max_tokens is 64",
 }
 
@@ -451,3 +456,46 @@ def test_a_person_sees_how_far_it_is(tmp_path: Path) -> None:
     assert b" left" in seen
     assert b"121 rows, " in seen.splitlines()[-2]
     assert b"1 of 121 rows have an error" in seen.splitlines()[-1]
+
+
+def test_a_row_may_ask_for_a_form(llm: LlmInference) -> None:
+    pytest.importorskip("llguidance")
+    forms = [{"type": "regex", "pattern": "[ab]{3}"}, '{"type": "regex", "pattern": "[ab]{3}"}']
+    rows = [{"prompt": "abc", "key": 1, "response_format": form} for form in forms]
+    first, second = answer_rows(llm, rows, SHORT)
+    assert first == second
+    assert re.fullmatch("[ab]{3}", first.text or ""), first
+
+
+_LINES = st.lists(st.binary(max_size=60).map(lambda line: line.replace(b"\n", b"")), max_size=8)
+
+
+@given(lines=_LINES, first=st.sampled_from([b"", b"prompt,key\n", b'{"prompt": "a"}\n']))
+def test_whatever_the_bytes_every_row_has_its_place(lines: list[bytes], first: bytes) -> None:
+    data = first + b"\n".join(lines)
+    for kind in row_file.ROW_FORMATS:
+        try:
+            rows = list(row_file.read_rows(io.BytesIO(data), kind, "in"))
+        except hearthlm.CorruptFileError as error:
+            assert kind == "csv"
+            assert str(error).startswith("in: the header: ")
+            continue
+        assert all((row.fields is None) != (row.error is None) for row in rows)
+        numbers = [row.number for row in rows]
+        assert numbers == sorted(set(numbers))
+        assert [row.end for row in rows] == sorted(row.end for row in rows)
+        assert all(0 < row.end <= len(data) for row in rows)
+        if kind != "csv":
+            filled = [i for i, line in enumerate(data.split(b"\n"), 1) if line.removeprefix(b"\xef\xbb\xbf").strip()]
+            assert numbers == filled or data.startswith(b"\xef\xbb\xbf")
+
+
+@given(data=st.binary(max_size=200), cut=st.integers(0, 300))
+def test_results_are_read_up_to_what_was_cut_off(data: bytes, cut: int) -> None:
+    whole = row_file.result_line({"key": 1, "text": "ä\n"}) + row_file.result_line({"key": "\ud800"})
+    found = list(row_file.read_results(io.BytesIO(whole[:cut]), "out"))
+    assert [end for end, _ in found] == [end for end in (len(whole.splitlines(True)[0]), len(whole)) if end <= cut]
+    try:
+        list(row_file.read_results(io.BytesIO(data), "out"))
+    except hearthlm.CorruptFileError as error:
+        assert str(error).startswith("out: line ")

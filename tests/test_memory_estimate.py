@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from random_models import CONFIGS, write_checkpoint
 
 import hearthlm
-from hearthlm import LlmInferenceOptions
+from hearthlm import LlmInferenceOptions, memory_estimate
+from hearthlm.cli import ExitCode, cli
 from hearthlm.demo import model_path
 from hearthlm.runtime.kv_cache import cache_layouts
 from hearthlm.runtime.process_memory import free_memory, process_memory
@@ -164,3 +166,11 @@ def test_the_table_and_the_document_say_the_same() -> None:
     names = [line.split()[0] for line in table.stdout.splitlines()]
     assert names == ["mapped", "loaded", "cache", "kept", "tokenizer", "working", "process", "peak"]
     assert "for 300 tokens" in table.stdout
+
+
+def test_more_than_there_is_ends_with_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_estimate, "free_memory", lambda: 10 << 20)
+    result = CliRunner().invoke(cli, ["estimate"])
+    assert result.exit_code == ExitCode.TRY_LATER
+    assert "are more than the 10.5 MB that are free" in result.stderr
+    assert "peak" in result.stdout

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Protocol
 
 from hearthlm.errors import EngineClosedError
+from hearthlm.runtime.constraint import Constraint
 from hearthlm.runtime.engine import FinishedGeneration, FinishReason
 from hearthlm.runtime.sampler import Sampler, TokenLogprobs
 from hearthlm.runtime.session import IdStream, Session
@@ -181,6 +182,7 @@ class Call:
         stop_strings: Sequence[str],
         max_output_tokens: int | None,
         num_logprobs: int,
+        constraint: Constraint | None = None,
         on_end: Callable[[Answer | None], None],
     ) -> None:
         """Take what is needed to begin.
@@ -196,6 +198,7 @@ class Call:
         self._stop_strings = stop_strings
         self._max_output_tokens = max_output_tokens
         self._num_logprobs = num_logprobs
+        self._constraint = constraint
         self._on_end = on_end
         self._streams: list[IdStream] = []
         self.answers: list[Answer] = []
@@ -209,6 +212,7 @@ class Call:
                 stop_ids=self._stop_ids,
                 max_output_tokens=self._max_output_tokens,
                 num_logprobs=self._num_logprobs,
+                constraint=self._constraint,
             )
             answers = [Answer(stream, self._tokenizer, self._stop_strings, i) for i, stream in enumerate(streams)]
             if notify is not None:

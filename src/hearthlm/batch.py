@@ -6,6 +6,7 @@ of the input gives: that is all that going on after a kill needs to know.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -42,6 +43,7 @@ _ROW_OPTIONS: dict[str, type] = {
     "repetition_penalty": float,
     "logit_bias": dict,
     "logprobs": int,
+    "response_format": dict,
 }
 _ROW_FIELDS = ("key", "prompt", "messages", "metadata")
 
@@ -316,6 +318,11 @@ def _option(name: str, value: Any) -> Any:
             raise ValueError(f"{name}: expected {wanted}, got {value!r:.80}") from None
     if name == "stop":
         return (value,) if isinstance(value, str) else value
+    if isinstance(value, str) and kind is dict:
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(f"{name}: expected a JSON object, got {value!r:.80}") from None
     if name == "logit_bias" and isinstance(value, Mapping):
         return {int(token_id): bias for token_id, bias in value.items()}
     return value

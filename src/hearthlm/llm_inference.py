@@ -35,6 +35,7 @@ from hearthlm.answer import (
 from hearthlm.chat import ChatFormat, Message, chat_format
 from hearthlm.errors import EngineClosedError, ModelFormatError
 from hearthlm.models.family import PromptTemplates
+from hearthlm.runtime.constraint import Constraint, ConstraintCompiler, ResponseFormat
 from hearthlm.runtime.cpu_count import default_num_threads
 from hearthlm.runtime.engine import Engine
 from hearthlm.runtime.lora import LoraAdapter, open_adapter
@@ -133,6 +134,10 @@ class LlmInferenceSessionOptions:
     `frequency_penalty` (-2 to 2) make what the answer already holds less likely, `repetition_penalty` (1 is none) also
     what the prompt holds; `logit_bias` adds to the logits of token ids. `logprobs` asks for the log-probability of
     every token and of this many most likely ones in its place. `lora` is an adapter that `load_lora` returned.
+    `response_format` is the form of the answer, which is enforced token by token: {"type": "json_object"},
+    {"type": "json_schema", "json_schema": {"schema": {...}}} or {"type": "regex", "pattern": "..."}; an answer that
+    ends with "stop" has it. It needs llguidance (`pip install "hearthlm[grammar]"`); a form that cannot be enforced
+    is a ResponseFormatError of the call.
     Raises TypeError or ValueError, by name, for a wrong value and NotImplementedError for what is not built yet.
     """
 
@@ -150,7 +155,7 @@ class LlmInferenceSessionOptions:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] | None = None
     logprobs: int = 0
-    response_format: Any = None
+    response_format: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_integer("top_k", self.top_k, at_least=0)
@@ -171,7 +176,7 @@ class LlmInferenceSessionOptions:
             raise TypeError(f"prompt_templates: expected PromptTemplates, got {self.prompt_templates!r:.80}")
         if self.lora is not None and not isinstance(self.lora, LoraAdapter):
             raise TypeError(f"lora: expected what load_lora returned, got {self.lora!r:.80}")
-        _refuse_unbuilt(response_format=self.response_format is not None)
+        ResponseFormat.parse(self.response_format)
         self.sampler()
 
     def sampler(self, response_index: int = 0) -> Sampler:
@@ -217,6 +222,7 @@ class LlmInference:
         self._adapters: set[str] = set()
         self._engine = Engine(executor, max_tokens=max_tokens, prefix_cache_bytes=options.prefix_cache_mb * 1_000_000)
         self._callbacks = CallbackThread()
+        self._constraints: ConstraintCompiler | None = None
         self._chat_format: ChatFormat | None = None
         try:
             lora = None if options.lora_path is None else self.load_lora(options.lora_path)
@@ -454,6 +460,13 @@ class LlmInference:
         self._adapters.add(adapter.digest)
         return adapter
 
+    def prepare_response_format(self, options: LlmInferenceSessionOptions) -> None:
+        """Compile the form that `options` ask for, so that calls with it begin at once; without one, do nothing.
+
+        Raises ResponseFormatError where it cannot be enforced, ImportError without llguidance.
+        """
+        self._constraint(options)
+
     def size_in_tokens(self, text: str) -> int:
         """Return the number of tokens of a text, the start token not counted."""
         return len(self.tokenizer.encode(_checked_text(text, "text")))
@@ -566,8 +579,20 @@ class LlmInference:
             stop_strings=(*self._model.stop_strings, *options.stop),
             max_output_tokens=options.max_output_tokens,
             num_logprobs=options.logprobs,
+            constraint=self._constraint(options),
             on_end=on_end,
         )
+
+    def _constraint(self, options: LlmInferenceSessionOptions) -> Constraint | None:
+        """Return the compiled form of the answers of a call."""
+        response_format = ResponseFormat.parse(options.response_format)
+        if response_format is None:
+            return None
+        if self._constraints is None:
+            self._constraints = ConstraintCompiler(
+                self.tokenizer, self._model.architecture.vocab_size, self._model.stop_ids
+            )
+        return self._constraints.compile(response_format)
 
 
 def max_tokens_of(wanted: int | None, built_in: int) -> int:

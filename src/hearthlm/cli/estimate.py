@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import hearthlm
+from hearthlm.cli.exit_code import ExitCode
 from hearthlm.cli.group import cli
 from hearthlm.cli.options import complete_file, engine_options, max_tokens_option
 from hearthlm.cli.terminal import columns, print_json, short_number
+
+if TYPE_CHECKING:
+    from hearthlm import MemoryEstimate
 
 
 @cli.command()
@@ -61,7 +66,20 @@ def estimate(
     memory = hearthlm.estimate_memory(options, num_sequences=sequences)
     if as_json:
         print_json(memory.to_json())
-        return
+    else:
+        click.echo(_table(memory))
+    needed = memory.model_bytes + memory.process_bytes
+    if needed > memory.free_bytes:
+        click.echo(
+            f"hearthlm: {_bytes(needed)} are more than the {_bytes(memory.free_bytes)} that are free: fewer tokens "
+            "(--max-tokens), fewer bits (hearthlm convert --bits 4), or a larger machine",
+            err=True,
+        )
+        sys.exit(ExitCode.TRY_LATER)
+
+
+def _table(memory: MemoryEstimate) -> str:
+    sequences = memory.num_sequences
     contexts = f"{memory.max_tokens:,} tokens" if sequences == 1 else f"{sequences} x {memory.max_tokens:,} tokens"
     lines = [
         ("mapped", _bytes(memory.mapped_bytes), "of the file's pages, shared"),
@@ -74,7 +92,7 @@ def estimate(
     ]
     if memory.prefix_cache_bytes:
         lines.insert(3, ("kept", _bytes(memory.prefix_cache_bytes), "for later calls, at most"))
-    click.echo(columns([(name, f"{size:>10}  {note}".rstrip()) for name, size, note in lines]))
+    return columns([(name, f"{size:>10}  {note}".rstrip()) for name, size, note in lines])
 
 
 def _bytes(number: int) -> str:

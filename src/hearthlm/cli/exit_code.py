@@ -38,6 +38,8 @@ def exit_code_of(error: BaseException) -> ExitCode:
         return ExitCode.CANNOT_CREATE
     if isinstance(error, PermissionError):
         return ExitCode.NO_PERMISSION
+    if isinstance(error, hearthlm.ResponseFormatError):
+        return ExitCode.USAGE
     if isinstance(error, (hearthlm.HearthLMError, UnicodeError)):
         return ExitCode.BAD_DATA
     if isinstance(error, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from hearthlm.cli.terminal import load_model, print_json, print_stream, read_tex
 @click.option("--raw", is_flag=True, help="Do not put the prompt into the model's own turns.")
 @click.option("--num-responses", type=click.IntRange(1), default=1, show_default=True, help="Answers to make.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of streaming text.")
+@click.option("--json-schema", type=click.Path(dir_okay=False), help="Answer with JSON of this schema, from a file.")
+@click.option("--regex", metavar="PATTERN", help="Answer with text that this regular expression matches.")
 @max_tokens_option("512")
 @sampling_options
 @engine_options
@@ -29,6 +32,8 @@ def run(
     raw: bool,
     num_responses: int,
     as_json: bool,
+    json_schema: str | None,
+    regex: str | None,
     max_tokens: int | None,
     threads: int | None,
     weights: Any,
@@ -45,6 +50,7 @@ def run(
     hearthlm run "Write a short story about Mira and a lost key."
     hearthlm run gemma-2b-it-cpu-int4.bin "Why is the sky blue?"
     git log -5 | hearthlm run ./gemma-3-1b-it - --max-tokens 2048
+    hearthlm run "Tell me a story about a boat." --regex "Once [a-z ,]{20,200}\\."
     """
     model, prompt = _model_and_prompt(arguments, prompt_file)
     options = hearthlm.LlmInferenceOptions(
@@ -58,7 +64,9 @@ def run(
         prefix_cache_mb=0,
     )
     session_options = hearthlm.LlmInferenceSessionOptions(
-        prompt_templates=hearthlm.PromptTemplates() if raw else None, **sampling
+        prompt_templates=hearthlm.PromptTemplates() if raw else None,
+        response_format=_response_format(json_schema, regex),
+        **sampling,
     )
     with load_model(options) as llm:
         if as_json:
@@ -85,6 +93,19 @@ def run(
             click.echo("\n---\n".join(texts))
         else:
             print_stream(llm.generate_stream(prompt, session_options))
+
+
+def _response_format(json_schema: str | None, regex: str | None) -> dict[str, Any] | None:
+    """Return the form of the answer that --json-schema or --regex ask for."""
+    if json_schema is not None and regex is not None:
+        raise click.UsageError("expected --json-schema or --regex, got both")
+    if json_schema is not None:
+        try:
+            schema = json.loads(read_text(json_schema))
+        except (ValueError, RecursionError) as error:
+            raise click.UsageError(f"--json-schema {json_schema}: expected JSON: {error}") from None
+        return {"type": "json_schema", "json_schema": {"schema": schema}}
+    return None if regex is None else {"type": "regex", "pattern": regex}
 
 
 def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tuple[str | Path, str]:

@@ -29,10 +29,16 @@ def is_watched() -> bool:
     return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
 
 
-def max_tokens_in_memory(model: str | Path, *, num_sequences: int = 1) -> int:
-    """Return the model's context, or as much of it as half of the free memory can hold for each of `num_sequences`."""
-    estimate = hearthlm.estimate_memory(hearthlm.LlmInferenceOptions(model), num_sequences=num_sequences)
-    return estimate.max_tokens_within(estimate.free_bytes // 2)
+def max_tokens_in_memory(model: str | Path, *, num_sequences: int = 1) -> int | None:
+    """Return the model's context, or as much of it as half of the free memory can hold for each of `num_sequences`.
+
+    None where nothing can be told before loading: the model's own default then counts, or loading says what is wrong.
+    """
+    try:
+        memory = hearthlm.estimate_memory(hearthlm.LlmInferenceOptions(model), num_sequences=num_sequences)
+    except hearthlm.UnsupportedModelError:
+        return None
+    return memory.max_tokens_within(memory.free_bytes // 2)
 
 
 class _Show(Protocol):

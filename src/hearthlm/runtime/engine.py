@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hearthlm import kernels
 from hearthlm.errors import ContextLengthError, EngineClosedError
+from hearthlm.runtime.constraint import Constraint
 from hearthlm.runtime.executor import Executor, ForwardRequest, State, Wanted
 from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.prefix_cache import PrefixCache
@@ -101,12 +102,14 @@ class Generation(_Work):
         stop_ids: Collection[int],
         max_output_tokens: int,
         num_logprobs: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         super().__init__(state, deque(prompt_ids))
         self._sampler = sampler
         self._stop_ids = frozenset(stop_ids)
         self._max_output_tokens = max_output_tokens
         self._num_logprobs = num_logprobs
+        self._matcher = None if constraint is None else constraint.matcher_after(context_ids)
         self._context_ids = tuple(context_ids) if sampler.penalises else ()
         self._num_cached_tokens = state.length
         self._num_prompt_tokens = len(context_ids)
@@ -162,7 +165,8 @@ class Generation(_Work):
         if rows is None:
             return False
         logits = rows[-1]
-        chosen = self._sampler.sample(logits, self.state.length, self._output_ids, self._context_ids)
+        allowed = None if self._matcher is None else self._matcher.mask()
+        chosen = self._sampler.sample(logits, self.state.length, self._output_ids, self._context_ids, allowed)
         if self._first_token is None:
             self._first_token = time.perf_counter()
         if chosen in self._stop_ids:
@@ -172,6 +176,11 @@ class Generation(_Work):
         if self._num_logprobs:
             self.logprobs.append(token_logprobs(logits, chosen, self._num_logprobs, pool))
         self._put(chosen)
+        if self._matcher is not None:
+            self._matcher.take(chosen)
+            if self._matcher.is_over and not self._stop_ids:  # no token could say so
+                self._finish("stop")
+                return True
         if len(self._output_ids) >= self._max_output_tokens:
             self._finish("length")
             return True
@@ -367,6 +376,7 @@ class Engine:
         stop_ids: Collection[int],
         max_output_tokens: int | None = None,
         num_logprobs: int = 0,
+        constraint: Constraint | None = None,
     ) -> list[Generation]:
         """Return one answer per sampler to the context `ids`, of which `state` has seen all but at least the last.
 
@@ -387,6 +397,7 @@ class Engine:
                 stop_ids=stop_ids,
                 max_output_tokens=room if max_output_tokens is None else min(room, max_output_tokens),
                 num_logprobs=num_logprobs,
+                constraint=constraint,
             )
             for sampler in samplers
         ]

@@ -85,8 +85,11 @@ async def _answer(
         for token_id in options.logit_bias or ():
             if token_id >= (vocab_size := target.llm.info.architecture.vocab_size):
                 raise ValueError(f"logit_bias: expected token ids below {vocab_size}, got {token_id}")
+        await asyncio.to_thread(target.llm.prepare_response_format, options)
     except (ValueError, TypeError) as error:
         raise refusal(error, param=str(error).partition(":")[0]) from None
+    except ImportError as error:
+        raise ApiError(400, str(error), param="response_format", code="response_format_unsupported") from None
     ticket = service.enter(target, num_responses * len(prompts))
     items = service.counted(target, jobs.increments(target, ticket, prompts, options, num_responses), ticket)
     if body.stream:

@@ -63,6 +63,8 @@ def failure(error: BaseException, param: str | None = None) -> ApiError:
         return ApiError(400, str(error), param=param, code="context_length_exceeded")
     if isinstance(error, hearthlm.TemplateError):
         return ApiError(400, str(error), param=param, code="chat_template_refused")
+    if isinstance(error, hearthlm.ResponseFormatError):
+        return ApiError(400, str(error), param="response_format", code="response_format_unsupported")
     if isinstance(error, hearthlm.EngineClosedError):
         return ApiError(503, "the server is stopping", code="server_stopping", headers={"Retry-After": "5"})
     if isinstance(error, hearthlm.UnsupportedModelError):

@@ -79,6 +79,8 @@ class Sampling(msgspec.Struct, kw_only=True):
             changes["max_output_tokens"] = self.max_tokens
         if self.logit_bias:
             changes["logit_bias"] = _biases(self.logit_bias)
+        if self.response_format is not None:
+            changes["response_format"] = self.response_format
         return changes
 
 
