@@ -1,11 +1,16 @@
-"""Pages of the site that are written when it is built: from `--help`, from docstrings, and from files beside docs/."""
+"""Pages of the site that are made when it is built: from `--help`, docstrings, real output, and files beside docs/."""
 
 from __future__ import annotations
 
+import html
 import importlib
 import inspect
 import re
+import shlex
+import subprocess
 import sys
+import tempfile
+import textwrap
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +21,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import hearthlm
+from hearthlm.demo import model_path
 
 ROOT = Path(__file__).parent.parent
 COPIED = {"security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md", "benchmarks.md": "benchmarks/README.md"}
@@ -28,9 +34,42 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages; called by MkDocs."""
     pages = {name: (ROOT / source).read_text(encoding="utf-8") for name, source in COPIED.items()}
     pages |= {"command-line.md": command_line(), "python-api.md": python_api()}
+    pages |= {"terminal.svg": terminal_picture()}
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     return files
+
+
+SHOWN = (
+    ("run", "Tell me a story about a brave little boat.", "--max-output-tokens", "70"),
+    ("batch", "prompts.jsonl", "-", "--temperature", "0", "--max-output-tokens", "16"),
+    ("inspect", "model.bin"),
+)
+COLUMNS, LINE_HEIGHT, COLUMN_WIDTH = 92, 20, 8.4  # the last two in pixels
+
+
+def terminal_picture() -> str:
+    """Return a picture of a terminal in which the commands of `SHOWN` have just been run, as SVG."""
+    lines: list[tuple[str, str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model.bin").symlink_to(model_path())
+        (Path(folder) / "prompts.jsonl").write_text('{"prompt": "Tell me a story about a fox.", "key": "fox"}\n')
+        for arguments in SHOWN:
+            command = [sys.executable, "-m", "hearthlm", *arguments]
+            result = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+            lines.append(("command", f"$ {shlex.join(('hearthlm', *arguments))}"))
+            for line in result.stdout.splitlines():
+                lines += [("output", part) for part in textwrap.wrap(line, COLUMNS, drop_whitespace=False) or [""]]
+    width, height = int(COLUMNS * COLUMN_WIDTH) + 40, len(lines) * LINE_HEIGHT + 40
+    texts = "".join(
+        f'<text class="{kind}" x="20" y="{34 + i * LINE_HEIGHT}">{html.escape(line)}</text>'
+        for i, (kind, line) in enumerate(lines)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+        "<style>text{font:14px monospace;white-space:pre;fill:#d8d8d8}.command{fill:#ffb385}</style>"
+        f'<rect width="100%" height="100%" rx="8" fill="#1e1e1e"/>{texts}</svg>\n'
+    )
 
 
 def command_line() -> str:

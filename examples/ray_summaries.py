@@ -10,7 +10,7 @@ from hearthlm.integrations.ray import BatchPredictor, actor_memory
 
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).parent / "passages")
 TARGET = sys.argv[2] if len(sys.argv) > 2 else "summaries"
-MODEL, ACTORS, THREADS = str(model_path()), 2, 1
+MODEL, THREADS = str(model_path()), 1
 
 
 def prompt_of(row: dict[str, str]) -> dict[str, str]:
@@ -26,7 +26,7 @@ def main() -> None:
         batch_size=64,
         num_cpus=THREADS,
         memory=actor_memory(MODEL),
-        compute=ray.data.ActorPoolStrategy(size=ACTORS),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8),
     )
     answers.drop_columns(["prompt"]).write_parquet(TARGET)
     for row in ray.data.read_parquet(TARGET).sort("key").take(5):

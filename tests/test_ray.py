@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import secrets
 import signal
 import socket
@@ -157,6 +158,21 @@ def test_an_actor_uses_the_threads_it_is_given_and_the_memory_it_reserves() -> N
     assert {row["threads"] for row in found.values()} == {1}
     assert max(row["peak"] for row in found.values()) < actor_memory(model_path(), max_tokens=128, max_at_once=4)
     assert {row["threads"] for row in answers(Reporter, rows()[:12], 1, threads=2).values()} == {2}
+
+
+def test_the_example_sums_up_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pyarrow.parquet
+
+    example = Path(__file__).parent.parent / "examples" / "ray_summaries.py"
+    monkeypatch.setattr(sys, "argv", [str(example), str(example.parent / "passages"), str(tmp_path / "summaries")])
+    runpy.run_path(str(example))["main"]()
+    table = pyarrow.parquet.read_table(tmp_path / "summaries").to_pylist()
+    assert {row["key"] for row in table} == {"bees.txt", "harbour.txt", "train.txt"}
+    assert all(row["error"] == "" and row["text"] for row in table)
+    printed = capsys.readouterr().out
+    assert all(f"{row['key']}: {row['text']}" in printed for row in table)
 
 
 def test_ray_serve_answers_as_the_server_does() -> None:

@@ -18,6 +18,7 @@ RowFormat = Literal["jsonl", "csv", "txt"]
 ROW_FORMATS: tuple[RowFormat, ...] = get_args(RowFormat)
 
 MAX_ROW_BYTES = 16 << 20
+_MAX_RESULT_BYTES = 8 * MAX_ROW_BYTES  # it holds what the row carried along, perhaps in escapes, and the answer
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -170,13 +171,14 @@ def read_results(file: BinaryIO, where: str) -> Iterator[tuple[int, dict[str, An
     CorruptFileError for any other line that is no result.
     """
     end = number = 0
-    # A result can be longer than a row: it holds what the row carried along, and the answer.
-    while line := file.readline(4 * MAX_ROW_BYTES):
+    while line := file.readline(_MAX_RESULT_BYTES):
         number += 1
         if not line.endswith(b"\n"):
+            if len(line) == _MAX_RESULT_BYTES:
+                raise CorruptFileError(f"{where}: line {number}: expected at most {_MAX_RESULT_BYTES} bytes")
             return
         try:
-            result = parse_json_object(line, f"{where}: line {number}", 4 * MAX_ROW_BYTES, max_values=10_000_000)
+            result = parse_json_object(line, f"{where}: line {number}", _MAX_RESULT_BYTES, max_values=10_000_000)
         except CorruptFileError:
             if not file.read(1):
                 return
