@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from hearthlm import kernels
-from hearthlm.kernels import CacheBatch, QuantizedRows, ThreadPool, block_address
+from hearthlm.kernels import BlockTable, CacheBatch, QuantizedRows, ThreadPool
 from hearthlm.kernels.interface import Floats
 from hearthlm.quantization import WeightMatrix, WeightType
 
@@ -108,15 +108,9 @@ def linear_with_the_next(rows: Floats | QuantizedRows, weights: Iterator[WeightM
 
 def attention_batches(positions: int) -> tuple[CacheBatch, CacheBatch]:
     """Return all rows of one sequence, and its last row alone, as Gemma 3 1B caches them."""
-    blocks = tuple(np.zeros((1, 2, 1, 64, 256), np.float16) for _ in range(positions // 64))
-    addresses = np.array([block_address(b) for b in blocks], dtype=np.uint64)
-    ends = np.array([0, len(blocks)], np.int32)
-
-    def batch(first: int) -> CacheBatch:
-        rows = np.array([0, positions - first], np.int32)
-        return CacheBatch(rows, np.array([first], np.int32), blocks, addresses, ends, 64, np.dtype(np.float16))
-
-    return batch(0), batch(positions - 1)
+    blocks = [np.zeros((1, 2, 1, 64, 256), np.float16) for _ in range(positions // 64)]
+    table = BlockTable(blocks, 64, "float16")
+    return CacheBatch([0, positions], [0], [table]), CacheBatch([0, 1], [positions - 1], [table])
 
 
 if __name__ == "__main__":

@@ -98,6 +98,9 @@ class FloatModel:
             def vector(self, spec: TensorSpec) -> Floats:
                 return outer.vector(spec)
 
+            def release_pages(self) -> None:
+                pass
+
         return load_weights(self.model.architecture, self.specs, Source())
 
     def write(self, path: Path, matrices: dict[str, WeightMatrix]) -> None:

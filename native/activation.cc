@@ -84,10 +84,31 @@ void soft_cap(float* x, int64_t size, float cap, ThreadPool& pool) {
   pool.run((size + kGrain - 1) / kGrain, 1, cap_part, &job);
 }
 
+struct AddJob {
+  float* x;
+  const float* y;
+  int64_t size;
+};
+
+void add_part(const void* context, int64_t begin, int64_t end, int) {
+  const AddJob& job = *static_cast<const AddJob*>(context);
+  begin *= kGrain;
+  end = min_of(end * kGrain, job.size);
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) store(job.x + i, load(job.x + i) + load(job.y + i));
+  if (i < end) store_first(job.x + i, load_first(job.x + i, end - i) + load_first(job.y + i, end - i), end - i);
+}
+
+void add(float* x, const float* y, int64_t size, ThreadPool& pool) {
+  AddJob job{x, y, size};
+  pool.run((size + kGrain - 1) / kGrain, 1, add_part, &job);
+}
+
 }  // namespace
 
 void add_activation(Kernels& kernels) {
   kernels.activation = activation;
+  kernels.add = add;
   kernels.soft_cap = soft_cap;
 }
 

@@ -3,10 +3,12 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
+#include <functional>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 
@@ -80,9 +82,33 @@ const Kernels& kernels_of(const char* name) {
   return *kernels;
 }
 
+// Calls on fixed memory, whoever owns that, to be made again in the same order.
+struct Recording {
+  std::vector<std::function<void()>> calls;
+};
+
+// A table of kernels; with a recording, every call is also noted there.
 struct Set {
   const Kernels& k;
+  Recording* recording;
+
+  template <class Call>
+  void perform(const Call& call) const {
+    if (recording) recording->calls.emplace_back(call);
+    call();
+  }
+  template <class Call>
+  void perform(ThreadPool& pool, bool is_long, const Call& call) const {
+    if (recording) recording->calls.emplace_back(call);
+    Turn turn(pool, is_long);
+    call();
+  }
 };
+
+template <class Array>
+int64_t length_of(const Array& array, size_t axis) {
+  return static_cast<int64_t>(array.shape(axis));
+}
 
 }  // namespace
 
@@ -115,6 +141,15 @@ NB_MODULE(_native, m) {
              return 0 <= layer && layer < view.layers && kv_heads == view.cache.kv_heads &&
                     head_dim == view.cache.head_dim;
            })
+      .def(
+          "rebind",
+          [](CacheView& view, const CacheView& other) {
+            view.row_begin = other.row_begin;
+            view.first_positions = other.first_positions;
+            view.addresses = other.addresses;
+            view.block_begin = other.block_begin;
+            view.cache = other.cache;
+          })
       .def("first_incomplete_sequence", [](const CacheView& view, bool reads, int64_t window) {
         return first_incomplete_sequence(view.cache, reads, window);
       });
@@ -125,25 +160,37 @@ NB_MODULE(_native, m) {
       },
       nb::arg().noconvert(), nb::arg());
 
+  nb::class_<Recording>(m, "Recording")
+      .def(nb::init<>())
+      .def("__len__", [](const Recording& recording) { return recording.calls.size(); })
+      .def("repeat", [](const Recording& recording, ThreadPool& pool) {
+        Turn turn(pool, true);
+        for (const auto& call : recording.calls) call();
+      });
+
   nb::class_<Set>(m, "Kernels")
       .def(
-          "__init__", [](Set* self, const char* name) { new (self) Set{kernels_of(name)}; }, "instruction_set"_a)
+          "__init__",
+          [](Set* self, const char* name, Recording* recording) { new (self) Set{kernels_of(name), recording}; },
+          "instruction_set"_a, "recording"_a.none() = nullptr, nb::keep_alive<1, 3>())
       .def(
           "quantize_rows",
           [](const Set& set, In<float> x, Out<int8_t> values, Out<float> scales, Out<int32_t> sums, ThreadPool& pool) {
-            int64_t m = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
-            Turn turn(pool, x.size() > kLong);
-            set.k.quantize_rows(x.data(), m, k, values.data(), scales.data(), sums.data(), pool);
+            set.perform(pool, x.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), m = length_of(x, 0), n = length_of(x, 1),
+                         values = values.data(), scales = scales.data(), sums = sums.data()] {
+                          k.quantize_rows(x, m, n, values, scales, sums, pool);
+                        });
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg())
       .def(
           "linear_float",
           [](const Set& set, In<float> x, Any data, int type, int64_t rows, int64_t columns, OptionalIn<float> scales,
              OptionalIn<float> zero_points, OptionalIn<float> bias, Out<float> y, ThreadPool& pool) {
-            Turn turn(pool, data.size() > kLong);
-            set.k.linear_float(x.data(), static_cast<int64_t>(x.shape(0)),
-                               matrix(data, type, rows, columns, scales, zero_points), data_or_null(bias), y.data(),
-                               pool);
+            set.perform(pool, data.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), m = length_of(x, 0),
+                         w = matrix(data, type, rows, columns, scales, zero_points), bias = data_or_null(bias),
+                         y = y.data()] { k.linear_float(x, m, w, bias, y, pool); });
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none().noconvert(),
           nb::arg().none().noconvert(), nb::arg().none().noconvert(), nb::arg().noconvert(), nb::arg())
@@ -152,88 +199,111 @@ NB_MODULE(_native, m) {
           [](const Set& set, In<int8_t> x, In<float> x_scales, In<int32_t> x_sums, Any data, int type, int64_t rows,
              int64_t columns, OptionalIn<float> scales, OptionalIn<float> zero_points, OptionalIn<float> bias,
              Out<float> y, ThreadPool& pool) {
-            Turn turn(pool, data.size() > kLong);
-            set.k.linear_int8(x.data(), x_scales.data(), x_sums.data(), static_cast<int64_t>(x.shape(0)),
-                              matrix(data, type, rows, columns, scales, zero_points), data_or_null(bias), y.data(),
-                              pool);
+            set.perform(pool, data.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), x_scales = x_scales.data(), x_sums = x_sums.data(),
+                         m = length_of(x, 0), w = matrix(data, type, rows, columns, scales, zero_points),
+                         bias = data_or_null(bias), y = y.data()] {
+                          k.linear_int8(x, x_scales, x_sums, m, w, bias, y, pool);
+                        });
           },
-          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
-          nb::arg(), nb::arg(), nb::arg().none().noconvert(), nb::arg().none().noconvert(),
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
+          nb::arg(), nb::arg().none().noconvert(), nb::arg().none().noconvert(),
           nb::arg().none().noconvert(), nb::arg().noconvert(), nb::arg())
       .def(
           "embed_rows",
           [](const Set& set, In<int32_t> ids, Any data, int type, int64_t rows, int64_t columns,
              OptionalIn<float> scales, OptionalIn<float> zero_points, float scale, Out<float> y) {
-            set.k.embed_rows(ids.data(), static_cast<int64_t>(ids.size()),
-                             matrix(data, type, rows, columns, scales, zero_points), scale, y.data());
+            set.perform([&k = set.k, ids = ids.data(), m = length_of(ids, 0),
+                         w = matrix(data, type, rows, columns, scales, zero_points), scale, y = y.data()] {
+              k.embed_rows(ids, m, w, scale, y);
+            });
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none().noconvert(),
           nb::arg().none().noconvert(), nb::arg(), nb::arg().noconvert())
       .def(
           "rms_norm",
           [](const Set& set, In<float> x, In<float> weight, float eps, Out<float> y, ThreadPool& pool) {
-            Turn turn(pool, x.size() > kLong);
-            set.k.rms_norm(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)), weight.data(),
-                           eps, y.data(), pool);
+            set.perform(pool, x.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), m = length_of(x, 0), d = length_of(x, 1),
+                         weight = weight.data(), eps, y = y.data()] { k.rms_norm(x, m, d, weight, eps, y, pool); });
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg())
       .def(
           "layer_norm",
           [](const Set& set, In<float> x, In<float> weight, OptionalIn<float> bias, float eps, Out<float> y,
              ThreadPool& pool) {
-            Turn turn(pool, x.size() > kLong);
-            set.k.layer_norm(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)),
-                             weight.data(), data_or_null(bias), eps, y.data(), pool);
+            set.perform(pool, x.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), m = length_of(x, 0), d = length_of(x, 1),
+                         weight = weight.data(), bias = data_or_null(bias), eps, y = y.data()] {
+                          k.layer_norm(x, m, d, weight, bias, eps, y, pool);
+                        });
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().none().noconvert(), nb::arg(), nb::arg().noconvert(),
           nb::arg())
       .def(
           "rope",
           [](const Set& set, Out<float> x, In<float> cos, In<float> sin) {
-            set.k.rope(x.data(), static_cast<int64_t>(x.shape(0)), static_cast<int64_t>(x.shape(1)),
-                       static_cast<int64_t>(x.shape(2)), cos.data(), sin.data(), static_cast<int64_t>(cos.shape(1)));
+            set.perform([&k = set.k, x = x.data(), m = length_of(x, 0), heads = length_of(x, 1),
+                         head_dim = length_of(x, 2), cos = cos.data(), sin = sin.data(), r = length_of(cos, 1)] {
+              k.rope(x, m, heads, head_dim, cos, sin, r);
+            });
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert())
+      .def(
+          "add",
+          [](const Set& set, Out<float> x, In<float> y, ThreadPool& pool) {
+            set.perform(pool, x.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), y = y.data(), size = static_cast<int64_t>(x.size())] {
+                          k.add(x, y, size, pool);
+                        });
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg())
       .def(
           "round_compensated",
           [](const Set& set, In<float> w, In<float> u, In<float> scales, float lowest, float highest, Out<int8_t> q,
              Out<float> losses, ThreadPool& pool) {
             Turn turn(pool, true);
-            set.k.round_compensated(w.data(), static_cast<int64_t>(w.shape(0)), static_cast<int64_t>(w.shape(1)),
-                                    u.data(), scales.data(), lowest, highest, q.data(), losses.data(), pool);
+            set.k.round_compensated(w.data(), length_of(w, 0), length_of(w, 1), u.data(), scales.data(), lowest,
+                                    highest, q.data(), losses.data(), pool);
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(),
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg())
       .def(
           "activation",
           [](const Set& set, Out<float> x, OptionalIn<float> up, int kind, ThreadPool& pool) {
-            Turn turn(pool, x.size() > kLong);
-            set.k.activation(x.data(), data_or_null(up), static_cast<int64_t>(x.size()), static_cast<Activation>(kind),
-                             pool);
+            set.perform(pool, x.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), up = data_or_null(up), size = static_cast<int64_t>(x.size()),
+                         kind = static_cast<Activation>(kind)] { k.activation(x, up, size, kind, pool); });
           },
           nb::arg().noconvert(), nb::arg().none().noconvert(), nb::arg(), nb::arg())
       .def(
           "soft_cap",
           [](const Set& set, Out<float> x, float cap, ThreadPool& pool) {
-            Turn turn(pool, x.size() > kLong);
-            set.k.soft_cap(x.data(), static_cast<int64_t>(x.size()), cap, pool);
+            set.perform(pool, x.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), size = static_cast<int64_t>(x.size()), cap] {
+                          k.soft_cap(x, size, cap, pool);
+                        });
           },
           nb::arg().noconvert(), nb::arg(), nb::arg())
       .def(
           "kv_append",
           [](const Set& set, In<float> keys, In<float> values, const CacheView& view, int64_t layer) {
-            set.k.kv_append(keys.data(), values.data(), at_layer(view, layer));
+            set.perform([&k = set.k, &view, keys = keys.data(), values = values.data(), layer] {
+              k.kv_append(keys, values, at_layer(view, layer));
+            });
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg())
       .def(
           "attention",
           [](const Set& set, In<float> queries, const CacheView& view, int64_t layer, float scale, float soft_cap,
              int64_t window, OptionalIn<float> key_bias, Out<float> y, ThreadPool& pool) {
-            AttentionOptions options{static_cast<int64_t>(queries.shape(1)), scale, soft_cap, window,
-                                     data_or_null(key_bias),
-                                     key_bias ? static_cast<int64_t>(key_bias->shape(1)) : 0};
-            Turn turn(pool, true);
-            set.k.attention(queries.data(), at_layer(view, layer), options, y.data(), pool);
+            AttentionOptions options{length_of(queries, 1),  scale,
+                                     soft_cap,               window,
+                                     data_or_null(key_bias), key_bias ? length_of(*key_bias, 1) : 0};
+            set.perform(pool, true,
+                        [&k = set.k, &pool, &view, queries = queries.data(), layer, options, y = y.data()] {
+                          k.attention(queries, at_layer(view, layer), options, y, pool);
+                        });
           },
           nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none().noconvert(),
           nb::arg().noconvert(), nb::arg())

@@ -6,7 +6,7 @@
 //
 // Order of sums: the lanes and accumulators of a float sum are fixed by the length summed alone, so results do not
 // depend on rows per call, threads or batch. They differ between instruction sets, except for `quantize_rows`,
-// `linear_int8`, `embed_rows`, `rope`, `kv_append`, `top_k` and `round_compensated`, whose results are the same
+// `linear_int8`, `embed_rows`, `rope`, `add`, `kv_append`, `top_k` and `round_compensated`, whose results are the same
 // everywhere.
 #pragma once
 
@@ -75,6 +75,9 @@ struct Kernels {
 
   // gate = act(gate) * up over `size` elements; up may be null for 1.
   void (*activation)(float* gate, const float* up, int64_t size, Activation kind, ThreadPool& pool);
+
+  // x = x + y over `size` elements.
+  void (*add)(float* x, const float* y, int64_t size, ThreadPool& pool);
 
   // x = cap * tanh(x / cap) over `size` elements.
   void (*soft_cap)(float* x, int64_t size, float cap, ThreadPool& pool);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -24,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hearthlm
-from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
+from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions, batch
 from hearthlm.batch import BatchConfig, BatchProgress, BatchSummary, answer_rows, row_seed, run_batch
 from hearthlm.formats import row_file
 
@@ -108,6 +109,11 @@ def test_the_seed_of_a_row_is_that_of_its_documentation() -> None:
     assert row_seed(0, 12) == row_seed(0, "12")
     assert row_seed(0, "a") != row_seed(1, "a") != row_seed(1, "b")
     assert 0 <= row_seed(2**64 - 1, "\ud800") < 2**64
+
+
+def test_a_row_may_have_every_option_that_a_file_can_say() -> None:
+    options = {option.name for option in dataclasses.fields(LlmInferenceSessionOptions)}
+    assert set(batch._ROW_OPTIONS) == options - {"lora", "prompt_templates"}
 
 
 BAD_LINES = {

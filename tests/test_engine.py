@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hearthlm.errors import ContextLengthError, EngineClosedError, SessionBusyError
 from hearthlm.kernels import ThreadPool
-from hearthlm.runtime.engine import PREFILL_CHUNK, Engine
+from hearthlm.runtime.engine import MAX_ROWS_WITH_GUESSES, PREFILL_CHUNK, Engine
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.sampler import Sampler
 from hearthlm.runtime.session import Session
@@ -54,8 +54,9 @@ class CountingState:
 class CountingExecutor:
     """Prefer, after any text, the sum of all its ids plus one."""
 
-    def __init__(self, delay_s: float = 0.0) -> None:
+    def __init__(self, delay_s: float = 0.0, *, has_cheap_rows: bool = False) -> None:
         self.pool = ThreadPool(1)
+        self.has_cheap_rows = has_cheap_rows
         self.delay_s = delay_s
         self.steps: list[list[int]] = []  # rows of each request, step by step
         self.fail_at: int | None = None
@@ -103,6 +104,42 @@ def expected(ids: Sequence[int], count: int) -> list[int]:
 def answer(engine: Engine, ids: Sequence[int], count: int, stop_ids: Sequence[int] = ()) -> list[int]:
     session = Session(engine, ids=ids)
     return list(session.generate(sampler=GREEDY, stop_ids=stop_ids, max_output_tokens=count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 29, 200])
+@pytest.mark.parametrize("prompt", [[7], [5, 6, 7] * 9, list(range(40))])
+def test_guesses_save_steps_and_change_nothing(prompt: list[int], count: int) -> None:
+    executor = CountingExecutor(has_cheap_rows=True)
+    engine = Engine(executor, max_tokens=1000)
+    session = Session(engine, ids=prompt)
+    assert list(session.generate(sampler=GREEDY, max_output_tokens=count)) == expected(prompt, count)
+    assert session.ids == prompt + expected(prompt, count)
+    assert session._state.ids == session.ids[:-1]  # type: ignore[attr-defined]
+    if count == 200:  # it goes round after 20
+        assert len(executor.steps) < 60
+        assert max(rows for step in executor.steps[1:] for rows in step) == MAX_ROWS_WITH_GUESSES
+
+
+def test_an_answer_that_stops_among_guesses_leaves_nothing_of_them() -> None:
+    whole = expected([7], 200)
+    for stop_id in set(whole[30:60]):
+        executor = CountingExecutor(has_cheap_rows=True)
+        session = Session(Engine(executor, max_tokens=1000), ids=[7])
+        first = list(session.generate(sampler=GREEDY, max_output_tokens=57))
+        rest = list(session.generate(sampler=GREEDY, stop_ids=[stop_id]))
+        assert first + rest == whole[: whole.index(stop_id, 57)]
+        assert session._state.ids == session.ids  # type: ignore[attr-defined]
+
+
+def test_several_answers_share_the_rows_for_guesses() -> None:
+    executor = CountingExecutor(has_cheap_rows=True)
+    session = Session(Engine(executor, max_tokens=1000), ids=[7])
+    streams = session.prepare([Sampler(top_k=1, response_index=i) for i in range(5)], max_output_tokens=150)
+    session.submit(streams)
+    for stream in streams:
+        assert [stream.take() for _ in range(150)] == expected([7], 150)
+        stream.close()
+    assert max(sum(step) for step in executor.steps) <= MAX_ROWS_WITH_GUESSES
 
 
 def wait_until_idle() -> None:

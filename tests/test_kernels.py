@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hearthlm import kernels
-from hearthlm.kernels import CacheBatch, Kernels, QuantizedRows, ThreadPool, block_address, reference
+from hearthlm.kernels import BlockTable, CacheBatch, Kernels, QuantizedRows, ThreadPool, reference
 from hearthlm.kernels.interface import Activation, Floats
 from hearthlm.quantization import WeightMatrix, WeightType, float32_to_bfloat16, pack_int4
 
@@ -267,6 +268,14 @@ def test_soft_cap_is_exact_to_a_few_units_in_the_last_place(
         np.testing.assert_allclose(x, exact, rtol=5e-7)
 
 
+def test_sums_are_those_of_numpy(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
+    for shape in [(70_001,), (3, 5, 7), *((size,) for size in range(40))]:
+        x, y = floats(rng, *shape), floats(rng, *shape)
+        expected = x + y
+        k.add(x, y, pool)
+        assert_same_bits(x, expected)
+
+
 def test_not_a_number_stays_one_and_infinity_saturates(k: Kernels, pool: ThreadPool) -> None:
     x = np.array([np.nan, np.inf, -np.inf], dtype=np.float32)
     k.soft_cap(x, 30.0, pool)
@@ -298,16 +307,10 @@ class Sequences:
 
     def batch(self, rows: list[tuple[int, int, int]]) -> CacheBatch:
         """Return positions [first, end) of each (sequence, first, end)."""
-        tables = [self.blocks[i] for i, _, _ in rows]
-        blocks = tuple(block for table in tables for block in table)
         return CacheBatch(
-            row_begin=np.cumsum([0] + [end - first for _, first, end in rows], dtype=np.int32),
-            first_positions=np.array([first for _, first, _ in rows], dtype=np.int32),
-            blocks=blocks,
-            addresses=np.array([block_address(block) for block in blocks], dtype=np.uint64),
-            block_begin=np.cumsum([0] + [len(table) for table in tables], dtype=np.int32),
-            block_size=self.block_size,
-            dtype=self.dtype,
+            [0, *accumulate(end - first for _, first, end in rows)],
+            [first for _, first, _ in rows],
+            [BlockTable(self.blocks[i], self.block_size, self.dtype) for i, _, _ in rows],
         )
 
 
@@ -436,20 +439,106 @@ def test_keys_after_the_query_are_not_read(k: Kernels, pool: ThreadPool, rng: np
 
 
 def test_a_cache_batch_that_contradicts_itself_is_refused() -> None:
-    good = Sequences([7], 1).batch([(0, 0, 7)])
-    fields = {name: getattr(good, name) for name in good.__dataclass_fields__}
-    for change, message in (
-        ({"dtype": np.dtype(np.float64)}, "dtype"),
-        ({"block_size": 0}, "block_size"),
-        ({"row_begin": np.array([0, 11], np.int32)}, "sequence 0 ends at position 11"),
-        ({"row_begin": np.array([0, 7], np.int64)}, "row_begin"),
-        ({"block_begin": np.array([0, 1], np.int32)}, "block_begin"),
-        ({"first_positions": np.array([-1], np.int32)}, "first_positions"),
-        ({"addresses": np.array([0, 1], np.uint64)}, "addresses"),
-        ({"blocks": (good.blocks[0], np.zeros((1, 2), np.float32))}, "block: expected float32"),
+    block = np.zeros((2, 2, 1, 5, HEAD_DIM), np.float32)
+    cases: list[tuple[list[Any], int, str, str]] = [
+        ([block], 5, "float64", "dtype: expected float32 or float16"),
+        ([block], 0, "float32", "block_size"),
+        ([block], 4, "float32", "block: expected .num_layers, 2, kv_heads, 4, head_dim"),
+        ([block[0]], 5, "float32", "block: expected .num_layers"),
+        ([block, None, block[:1]], 5, "float32", "block: expected float32 .* as the others"),
+        ([block, block.astype(np.float16)], 5, "float32", "block: expected float32 .* as the others, got float16"),
+        ([block[:, :, :, :, ::2]], 5, "float32", "block: expected a C-contiguous array"),
+    ]
+    for blocks, block_size, dtype, message in cases:
+        with pytest.raises(ValueError, match=message):
+            BlockTable(blocks, block_size, dtype)
+    table = BlockTable([block, None], 5, "float32")
+    for row_begin, first_positions, tables, message in (
+        ([0], [], [], "at least one"),
+        ([0, 7], [0, 0], [table], "expected 2 and 1 for 1 tables"),
+        ([0, 11], [0], [table], "sequence 0 ends at position 11, but its blocks hold 10"),
+        ([0, 7, 5], [0, 0], [table, table], "row_begin: expected bounds that rise"),
+        ([1, 7], [0], [table], "row_begin: expected bounds that rise"),
+        ([0, 7], [-1], [table], "first_positions"),
+        ([0, 1, 2], [0, 0], [table, BlockTable([block[:1]], 5, "float32")], "tables: expected blocks .2, 2"),
+        ([0, 1, 2], [0, 0], [table, BlockTable([None], 5, "float16")], "got 5 of float16 in table 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            CacheBatch(**{**fields, **change})
+            CacheBatch(row_begin, first_positions, tables)
+
+
+# ---- Recording ----
+
+
+def test_recorded_calls_are_made_again_on_what_their_arrays_hold_then(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    recording = k.record()
+    if recording is None:
+        pytest.skip("the reference makes every result anew")
+    weight, x = floats(rng, 40), floats(rng, 3, 40)
+    y = recording.kernels.rms_norm(x, weight, 1e-6, pool)
+    recording.kernels.add(y, x, pool)
+    z = recording.kernels.rms_norm(y, weight, 1e-6, pool)
+    for _ in range(3):
+        x[:] = floats(rng, 3, 40)
+        recording.repeat(pool)
+        expected = k.rms_norm(x, weight, 1e-6, pool)
+        k.add(expected, x, pool)
+        assert_same_bits(y, expected)
+        assert_same_bits(z, k.rms_norm(expected, weight, 1e-6, pool))
+
+
+def test_memory_of_recorded_results_is_used_again_once_nobody_holds_them(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    recording = k.record()
+    if recording is None:
+        pytest.skip("the reference makes every result anew")
+    weight = floats(rng, 40)
+    x = floats(rng, 3, 40)
+    for _ in range(10):
+        x = recording.kernels.rms_norm(x, weight, 1e-6, pool)
+    kept = recording.kernels.rms_norm(x, weight, 1e-6, pool).reshape(5, 24)[1:]  # a view of a view
+    before = kept.copy()
+    others = [recording.kernels.rms_norm(x, weight, 1e-6, pool) for _ in range(4)]
+    addresses = {array.__array_interface__["data"][0] for array in (x, *others)}
+    assert len(addresses) == 5
+    assert_same_bits(kept, before)
+    recording.repeat(pool)
+
+
+def test_recorded_calls_go_on_with_the_cache_that_they_are_given(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    recording = k.record()
+    if recording is None:
+        pytest.skip("the reference makes every result anew")
+    sequences = Sequences([20, 20], 1)
+    keys, queries = floats(rng, 1, 1, HEAD_DIM), floats(rng, 1, 2, HEAD_DIM)
+    batch = sequences.batch([(0, 0, 1)])
+    recording.kernels.kv_append(keys, keys, batch, 1)
+    y = recording.kernels.attention(queries, batch, 1, 1, 1.0, 0.0, 6, None, pool)
+    place = recording.place_of(batch)
+    del batch
+    others = Sequences([20, 20], 1)
+    for position in range(20):
+        keys[:], queries[:] = floats(rng, 1, 1, HEAD_DIM), floats(rng, 1, 2, HEAD_DIM)
+        recording.fill(place, sequences.batch([(1, position, position + 1)]), 6)
+        recording.repeat(pool)
+        other = others.batch([(1, position, position + 1)])
+        k.kv_append(keys, keys, other, 1)
+        assert_same_bits(y, k.attention(queries, other, 1, 1, 1.0, 0.0, 6, None, pool))
+    for wrong, message in (
+        (sequences.batch([(0, 0, 2)]), "expected 1 rows"),
+        (Sequences([20], 1, dtype="float16").batch([(0, 0, 1)]), "got 1 with float16"),
+        (Sequences([20], 2).batch([(0, 0, 1)]), "blocks"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recording.fill(place, wrong, 6)
+    sequences.blocks[1][0] = None
+    with pytest.raises(ValueError, match="dropped"):
+        recording.fill(place, sequences.batch([(1, 8, 9)]), 6)
 
 
 # ---- Sampling ----
@@ -524,6 +613,7 @@ def test_nothing_is_read_past_the_end_of_weights_or_activations(
         k.layer_norm(x, weights.copy(x[0]), out.copy(x[0]), 1e-6, pool)
         k.gated_activation(out.copy(x), x, "silu", pool)
         k.soft_cap(out.copy(x), 2.0, pool)
+        k.add(out.copy(x), weights.copy(x), pool)
         k.rope(out.copy(floats(rng, 1, 1, 2 * columns)), x, weights.copy(x))
         k.top_k(x[0], 3)
         if columns < 135:  # a factor of 1152 x 1152 does not fit
@@ -623,6 +713,8 @@ def test_both_refuse_what_does_not_fit(k: Kernels, pool: ThreadPool, rng: np.ran
             kernel.top_k(floats(rng, 3), 0)
         with pytest.raises(ValueError, match="cap"):
             kernel.soft_cap(x, 0.0, pool)
+        with pytest.raises(ValueError, match="y: expected"):
+            kernel.add(x, x[:, 1:], pool)
         batch = Sequences([2], 2).batch([(0, 0, 2)])
         q = floats(rng, 2, 4, HEAD_DIM)
         for kv_heads, layer, match in ((3, 0, "num_kv_heads"), (1, 0, "layer 0"), (2, 2, "layer 2"), (2, -1, "layer")):
@@ -652,7 +744,7 @@ def test_nothing_is_computed_from_no_rows(k: Kernels, pool: ThreadPool, rng: np.
         assert kernel.embed_rows(np.empty(0, np.int32), matrix(rng, "int8", 3, 8), 1.0).shape == (0, 8)
         u, scales = np.eye(8, dtype=np.float32), np.empty(0, np.float32)
         assert kernel.round_compensated(x, u, scales, -8, 7, pool)[0].shape == (0, 8)
-        nothing = Sequences([], 1).batch([])
+        nothing = Sequences([0], 1).batch([(0, 0, 0)])
         q = np.empty((0, 4, HEAD_DIM), np.float32)
         kernel.kv_append(q, q, nothing, 0)
         assert kernel.attention(q, nothing, 0, 4, 1.0, 0.0, 0, None, pool).shape == (0, 4, HEAD_DIM)

@@ -24,21 +24,24 @@ from hearthlm.runtime.session import Session
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 GOLDEN = Path(__file__).parent / "golden" / "outputs" / "0.10.14"
 
-# Every row of logits is used, and all contexts are full at the end.
-MEASURE = """
+BEGIN = """
 import json, sys
 from pathlib import Path
-import hearthlm, hearthlm.llm_inference
+import hearthlm
 path, max_tokens, sequences, placement = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 options = hearthlm.LlmInferenceOptions(path, max_tokens=max_tokens, weights=placement, prefix_cache_mb=0, num_threads=1)
+"""
+FORETELL = f"{BEGIN}print(json.dumps(hearthlm.estimate_memory(options, num_sequences=sequences).to_json()))"
+# Every row of logits is used, and all contexts are full at the end.
+MEASURE = f"""{BEGIN}
 with hearthlm.LlmInference.create_from_options(options) as llm:
     vocab_size = llm.info.architecture.vocab_size
     ids = [i % vocab_size for i in range(2, max_tokens - 40 // sequences)]
-    greedy = hearthlm.LlmInferenceSessionOptions(top_k=1, logit_bias={i: -1e9 for i in llm.info.stop_ids})
+    greedy = hearthlm.LlmInferenceSessionOptions(top_k=1, logit_bias=dict.fromkeys(llm.info.stop_ids, -1e9))
     llm.generate_batch([ids] * sequences, greedy)
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    kb = {name: int(fields[name].split()[0]) << 10 for name in ("VmHWM", "RssAnon", "RssFile")}
-print(json.dumps(kb))
+    names = ("VmHWM", "RssAnon", "RssFile", "RssShmem")
+    print(json.dumps(dict((name, int(fields[name].split()[0]) << 10) for name in names)))
 """
 
 
@@ -70,13 +73,12 @@ def test_a_process_takes_what_was_foretold(
     model: str, max_tokens: int, sequences: int, placement: str, mid_size: Path
 ) -> None:
     path = model_path() if model == "demo" else mid_size
-    options = ("--max-tokens", max_tokens, "--sequences", sequences, "--weights", placement, "--threads", 1, "--json")
-    foretold = in_a_process("-m", "hearthlm", "estimate", path, *options)
+    foretold = in_a_process("-c", FORETELL, path, max_tokens, sequences, placement)
     measured = in_a_process("-c", MEASURE, path, max_tokens, sequences, placement)
     assert foretold["peak_bytes"] == pytest.approx(measured["VmHWM"], rel=0.05)
     own = ("loaded_bytes", "cache_bytes", "tokenizer_bytes", "working_bytes")
     assert foretold["mapped_bytes"] <= measured["RssFile"]
-    assert sum(foretold[name] for name in own) <= measured["RssAnon"]
+    assert sum(foretold[name] for name in own) <= measured["RssAnon"] + measured["RssShmem"]
 
 
 def test_the_parts_add_up() -> None:
@@ -118,7 +120,7 @@ def test_transposed_and_gpu_matrices_count_as_loaded(tmp_path: Path) -> None:
     gpt2 = hearthlm.estimate_memory(LlmInferenceOptions(write_checkpoint(tmp_path, CONFIGS["gpt2"])))
     assert gpt2.loaded_bytes > gpt2.mapped_bytes / 2
     gpu = hearthlm.estimate_memory(LlmInferenceOptions(GOLDEN / "gemma_2b_gpu_int8.bin"))
-    assert gpu.loaded_bytes == gpu.mapped_bytes > 0
+    assert gpu.loaded_bytes > gpu.mapped_bytes > 0  # norms and scales are as much as matrices of 32 columns
     cpu = LlmInferenceOptions(GOLDEN / "gemma_2b_cpu_int8.bin")
     assert hearthlm.estimate_memory(cpu).loaded_bytes < hearthlm.estimate_memory(cpu).mapped_bytes / 10
 

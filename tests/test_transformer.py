@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -20,13 +21,15 @@ from random_models import CONFIGS, random_ids, random_tensors
 from reference_results import NUM_IDS, NUM_PROMPT_IDS, STORED, logprobs_of, reference_logits, transformers_model
 
 from hearthlm.errors import SessionFileError
+from hearthlm.kernels import instruction_set
 from hearthlm.models import read_config
 from hearthlm.models.family import TensorSpec
 from hearthlm.quantization import WeightMatrix, dequantize, quantize
+from hearthlm.runtime import transformer
 from hearthlm.runtime.checkpoint_source import rows_of, view_of
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.model import Model
-from hearthlm.runtime.transformer import AlibiTable, TransformerExecutor, TransformerState
+from hearthlm.runtime.transformer import MAX_RECORDED_ROWS, AlibiTable, TransformerExecutor, TransformerState
 from hearthlm.runtime.weights import load_weights
 
 
@@ -43,6 +46,9 @@ class InMemory:
 
     def vector(self, spec: TensorSpec) -> NDArray[np.float32]:
         return rows_of(self._tensors[spec.checkpoint_name], spec)
+
+    def release_pages(self) -> None:
+        pass
 
 
 def executor(name: str, *, bits: int | None = None, num_threads: int = 1, **options: Any) -> TransformerExecutor:
@@ -321,6 +327,50 @@ def test_hidden_rows_are_the_same_in_chunks_and_in_company(name: str, bits: int 
     parts = [e.forward([ForwardRequest(state, ids[a:b], "hidden")])[0] for a, b in ((0, 1), (1, 70), (70, 100))]
     whole = e.forward([ForwardRequest(e.new_state(), ids, "hidden")])[0]
     assert np.array_equal(np.concatenate([part for part in parts if part is not None]), whole)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("bits", [None, 8])
+def test_recorded_calls_compute_what_calls_one_by_one_do(
+    name: str, bits: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = random_ids(CONFIGS[name], 2000)
+    results = []
+    for limit in (MAX_RECORDED_ROWS, 0):
+        monkeypatch.setattr(transformer, "MAX_RECORDED_ROWS", limit)
+        e = executor(name, bits=bits, num_threads=2)
+        states = [e.new_state() for _ in range(3)]
+        starts = [0, 0, 0]
+        got = []
+        order = np.random.default_rng(1)
+        for _ in range(60):  # any number of rows of any sequences, on and on, with rewinds
+            requests = []
+            for i in order.permutation(3)[: order.integers(1, 4)]:
+                count = int(order.choice([1, 1, 1, 2, 3, 5, 40]))
+                wanted = ["all", "last"][order.integers(2)]
+                requests.append(ForwardRequest(states[i], ids[starts[i] : starts[i] + count], wanted))  # type: ignore[arg-type]
+                starts[i] += count
+            got += e.forward(requests)
+            if order.random() < 0.2:
+                starts[0] = states[0].truncate(starts[0] // 2)
+            if order.random() < 0.2:
+                states[1] = states[0].fork()
+                starts[1] = starts[0]
+        results.append(got)
+        assert bool(e._recorded) == (limit > 0 and instruction_set != "reference")
+    for recorded, single in zip(*results, strict=True):
+        assert recorded is not None and single is not None
+        assert recorded.tobytes() == single.tobytes()
+
+
+def test_a_recorded_step_keeps_no_memory_of_a_sequence() -> None:
+    e = executor("gemma3_mqa")
+    state = e.new_state()
+    logits(e, state, [2, 3, 4])
+    blocks = [weakref.ref(block.array) for cache in state.caches for block in cache.blocks if block is not None]
+    assert blocks
+    state.close()
+    assert not any(block() is not None for block in blocks)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -83,7 +83,6 @@ class Answer:
         self._num_prompt_ids = len(stream.session.ids)
         self._parts: list[str] = []
         self._stopped = False
-        self._num_ids_at_stop = 0
         self.is_done = False
         self.is_cancelled = False
 
@@ -96,14 +95,14 @@ class Answer:
         if self.is_done:
             return ""
         try:
-            token = self._stream.take(block=block)
+            # What the scheduler made before it noticed the stop depends on its pace: the context must not.
+            token = self._stream.take(block=block, keep=not self._stopped)
         except queue.Empty:
             return ""
         except BaseException:
             self.close()
             raise
-        if self._stopped:  # what the scheduler made before it noticed
-            del self._stream.session.ids[self._num_ids_at_stop :]
+        if self._stopped:
             text = ""
         elif token is None:
             text = self._cut(self._decoder.finish())
@@ -114,7 +113,6 @@ class Answer:
         if token is None:
             self.close()
         elif self._stopped:
-            self._num_ids_at_stop = len(self._stream.session.ids)
             self._stream.cancel()
         return text
 

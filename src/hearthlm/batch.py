@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
@@ -452,6 +452,3 @@ def _peek(rows: Iterator[Row]) -> tuple[Iterator[Row], bool]:
         yield from rows
 
     return all_rows(), False
-
-
-assert set(_ROW_OPTIONS) <= {option.name for option in fields(LlmInferenceSessionOptions)}

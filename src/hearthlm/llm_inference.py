@@ -66,8 +66,9 @@ class LlmInferenceOptions:
     `kv_cache_dtype` None means float16 for quantised weights and float32 for float ones. `num_responses` is how many
     `generate` and `generate_responses` make of one prompt, which is read once. `result_listener(increment, done)` and
     `error_listener(exception)` serve the async calls. `prefix_cache_mb` (MB) is how much of what earlier calls have
-    computed is kept for later ones that begin alike; 0 keeps nothing. `lora_path` is an adapter for every call that
-    names none; `supported_lora_ranks`, if given, refuses others.
+    computed is kept for later ones that begin alike; 0 keeps nothing. `prompt_lookup`: guess ahead where an answer
+    repeats what came before, which changes how fast it comes, never what it says. `lora_path` is an adapter for every
+    call that names none; `supported_lora_ranks`, if given, refuses others.
     Raises TypeError or ValueError, by name, for a wrong value and NotImplementedError for what is not built yet.
     """
 
@@ -89,6 +90,7 @@ class LlmInferenceOptions:
     kv_cache_dtype: CacheDataType | None = None
     cache_dir: str | PathLike[str] | None = None
     prefix_cache_mb: int = DEFAULT_PREFIX_CACHE_MB
+    prompt_lookup: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_path, (str, PathLike)):
@@ -104,6 +106,8 @@ class LlmInferenceOptions:
                 _check_integer(name, getattr(self, name), at_least=1)
         _check_integer("num_responses", self.num_responses, at_least=1)
         _check_integer("prefix_cache_mb", self.prefix_cache_mb, at_least=0)
+        if not isinstance(self.prompt_lookup, bool):
+            raise TypeError(f"prompt_lookup: expected True or False, got {self.prompt_lookup!r:.80}")
         for name in ("result_listener", "error_listener"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name}: expected a function, got {getattr(self, name)!r}")
@@ -220,7 +224,12 @@ class LlmInference:
             kv_cache_dtype=options.kv_cache_dtype,
         )
         self._adapters: set[str] = set()
-        self._engine = Engine(executor, max_tokens=max_tokens, prefix_cache_bytes=options.prefix_cache_mb * 1_000_000)
+        self._engine = Engine(
+            executor,
+            max_tokens=max_tokens,
+            prefix_cache_bytes=options.prefix_cache_mb * 1_000_000,
+            looks_up=options.prompt_lookup,
+        )
         self._callbacks = CallbackThread()
         self._constraints: ConstraintCompiler | None = None
         self._chat_format: ChatFormat | None = None

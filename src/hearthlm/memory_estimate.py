@@ -7,18 +7,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hearthlm.llm_inference import LlmInferenceOptions, max_tokens_of
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import WeightMatrix
 from hearthlm.runtime.cpu_count import default_num_threads
-from hearthlm.runtime.engine import PREFILL_CHUNK
+from hearthlm.runtime.engine import MAX_ROWS_WITH_GUESSES, PREFILL_CHUNK
 from hearthlm.runtime.kv_cache import CacheLayout, cache_layouts
 from hearthlm.runtime.model import Model
 from hearthlm.runtime.process_memory import free_memory, process_memory
-from hearthlm.runtime.weights import Weights
+from hearthlm.runtime.weights import Weights, is_mapped
 
 _PAGES_AROUND_FAULT = 64 << 10  # bytes that Linux maps around a page of a file that is touched
 _ENGINE_BYTES = 1 << 20  # Python's objects for a model and its calls, stacks of threads
@@ -151,21 +148,28 @@ class _WeightBytes:
 
     def __init__(self, model: Model, options: LlmInferenceOptions, num_tokens: int) -> None:
         self.mapped = self.loaded = 0
-        if model.info.metadata.get("backend") == "gpu":  # its blocks are put back into rows, and stay mapped
+        if model.info.metadata.get("backend") == "gpu":  # its blocks are put into rows, and their pages given back
             self.is_quantized = any(tensor.dtype in ("INT8", "INT4") for tensor in model.info.tensors)
-            self.mapped = self.loaded = sum(tensor.num_bytes for tensor in model.info.tensors)
+            for tensor in model.info.tensors:
+                if len(tensor.shape) == 2 or tensor.dtype in ("INT8", "INT4"):
+                    self.loaded += tensor.num_bytes
+                else:
+                    self.mapped += tensor.num_bytes
             return
         weights = model.load_weights(placement="mmap")
         self.is_quantized = weights.layers[0].query.weight.is_quantized
         for matrix in _matrices(weights):
             for array in (matrix.data, matrix.scales, matrix.zero_points):
-                if array is not None:
-                    num_bytes = array.nbytes
-                    if matrix is weights.embedding and matrix is not weights.logits.weight:  # only the rows asked for
-                        num_bytes = min(num_bytes, num_tokens * (num_bytes // matrix.shape[0] + _PAGES_AROUND_FAULT))
-                    self.mapped += num_bytes
-                    is_copied = options.weights == "ram" and array is matrix.data
-                    self.loaded += array.nbytes if is_copied or not _is_mapped(array) else 0
+                if array is None:
+                    continue
+                if options.weights == "ram" and array is matrix.data and is_mapped(array):
+                    self.loaded += array.nbytes  # one after the other: their pages are given back
+                    continue
+                num_bytes = array.nbytes
+                if matrix is weights.embedding and matrix is not weights.logits.weight:  # only the rows asked for
+                    num_bytes = min(num_bytes, num_tokens * (num_bytes // matrix.shape[0] + _PAGES_AROUND_FAULT))
+                self.mapped += num_bytes
+                self.loaded += 0 if is_mapped(array) else array.nbytes
         vectors = weights.num_bytes - sum(matrix.num_bytes for matrix in _matrices(weights))
         self.mapped += vectors
         self.loaded += vectors
@@ -184,14 +188,6 @@ def _matrices(weights: Weights) -> list[WeightMatrix]:
     return found
 
 
-def _is_mapped(array: NDArray[Any]) -> bool:
-    """Say whether the values lie in a file that is mapped, and not in memory of their own."""
-    base: Any = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    return not isinstance(base, np.ndarray)
-
-
 def _working_bytes(
     a: Architecture, options: LlmInferenceOptions, max_tokens: int, num_sequences: int, *, is_quantized: bool
 ) -> int:
@@ -200,7 +196,8 @@ def _working_bytes(
     stream = 4 * rows * (3 * a.embedding_dim + a.query_dim)  # float32: x, its norm, what attention adds, its heads
     hidden = 4 * rows * a.hidden_dim * (2 if a.gated else 1)
     int8 = 2 * rows * a.hidden_dim if is_quantized and options.activation_data_type != "float32" else 0  # and arranged
-    logits = 4 * num_sequences * a.vocab_size
+    num_logits = max(num_sequences, MAX_ROWS_WITH_GUESSES if options.prompt_lookup else 1)
+    logits = 4 * num_logits * a.vocab_size
     threads = options.num_threads or default_num_threads()
     scratch = threads * (128 * max(a.hidden_dim, a.embedding_dim) + 4 * rows * 32 + 4 * max_tokens * a.num_heads)
     # Tables double when they grow; cosines and sines, or one bias for each head.

@@ -138,6 +138,10 @@ class WeightsBin:
         """Let go of the file."""
         self._file.close()
 
+    def release_pages(self) -> None:
+        """Let the system take back the memory of what has been read; what is read again comes from the file again."""
+        self._file.release_pages()
+
     @property
     def tokenizer(self) -> bytes | None:
         """The serialised SentencePiece model, or None where there is none."""
@@ -177,7 +181,8 @@ class WeightsBin:
         stored = np.uint8 if dtype == "int4" else np.dtype(dtype)
         if is_gpu:
             count = num_bytes // np.dtype(stored).itemsize
-            data = rows_from_blocks(self._file.array(tensor.offset, stored, (count,), what), shape)
+            blocks = self._file.array(tensor.offset, stored, (count,), what)
+            data = rows_from_blocks(blocks, shape, lambda a, b: self._file.drop_pages(tensor.offset + a, b - a))
             return WeightMatrix(dtype, shape, np.ascontiguousarray(data), scales, zero_points)
         if dtype == "int4" and columns % 2:
             data = _rows_from_gapless(self._file.array(tensor.offset, np.uint8, (num_bytes,), what), shape)

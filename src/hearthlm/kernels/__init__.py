@@ -11,20 +11,23 @@ import logging
 import os
 
 from hearthlm.kernels import reference
-from hearthlm.kernels.cache_batch import CacheBatch, block_address
-from hearthlm.kernels.interface import Activation, Kernels, QuantizedRows
+from hearthlm.kernels.cache_batch import BlockTable, CacheBatch
+from hearthlm.kernels.interface import Activation, Kernels, QuantizedRows, Recording
 from hearthlm.kernels.thread_pool import ThreadPool
 
 __all__ = [
     "Activation",
+    "BlockTable",
     "CacheBatch",
     "Kernels",
     "QuantizedRows",
+    "Recording",
     "ThreadPool",
     "activation",
+    "add",
     "attention",
     "available_instruction_sets",
-    "block_address",
+    "chosen",
     "embed_rows",
     "gated_activation",
     "instruction_set",
@@ -33,6 +36,7 @@ __all__ = [
     "linear",
     "log_softmax_at",
     "quantize_rows",
+    "record",
     "rms_norm",
     "rope",
     "round_compensated",
@@ -70,20 +74,22 @@ def choose_kernels(wanted: str | None) -> Kernels:
     raise ValueError(f"HEARTHLM_KERNELS: this CPU has {', '.join((*available, 'reference'))}; got {wanted!r}")
 
 
-_chosen = choose_kernels(os.environ.get("HEARTHLM_KERNELS") or None)
+chosen: Kernels = choose_kernels(os.environ.get("HEARTHLM_KERNELS") or None)
 
-instruction_set = _chosen.instruction_set
-quantize_rows = _chosen.quantize_rows
-linear = _chosen.linear
-embed_rows = _chosen.embed_rows
-rms_norm = _chosen.rms_norm
-layer_norm = _chosen.layer_norm
-rope = _chosen.rope
-gated_activation = _chosen.gated_activation
-activation = _chosen.activation
-soft_cap = _chosen.soft_cap
-kv_append = _chosen.kv_append
-attention = _chosen.attention
-top_k = _chosen.top_k
-log_softmax_at = _chosen.log_softmax_at
-round_compensated = _chosen.round_compensated
+instruction_set = chosen.instruction_set
+record = chosen.record
+quantize_rows = chosen.quantize_rows
+linear = chosen.linear
+embed_rows = chosen.embed_rows
+rms_norm = chosen.rms_norm
+layer_norm = chosen.layer_norm
+rope = chosen.rope
+gated_activation = chosen.gated_activation
+activation = chosen.activation
+add = chosen.add
+soft_cap = chosen.soft_cap
+kv_append = chosen.kv_append
+attention = chosen.attention
+top_k = chosen.top_k
+log_softmax_at = chosen.log_softmax_at
+round_compensated = chosen.round_compensated

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -11,82 +12,77 @@ from numpy.typing import NDArray
 CACHE_DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
 
 
-@dataclass(frozen=True, eq=False)
-class CacheBatch:
-    """Hold the rows of one forward call, grouped by sequence, and the blocks that their keys and values lie in.
+class BlockTable:
+    """List the blocks of one sequence: position p lies in block p // block_size, at p % block_size.
 
-    Rows `row_begin[i]` to `row_begin[i + 1]` belong to sequence i and stand at consecutive absolute positions from
-    `first_positions[i]`. Its block table is `blocks[block_begin[i] : block_begin[i + 1]]`: position p lies in block
-    p // block_size of the table, at p % block_size. A block is an array [num_layers, 2, kv_heads, block_size,
-    head_dim] (keys, then values) that belongs to one sequence; None stands for one that was dropped because every
-    window has passed it. `addresses` repeats the blocks as addresses, 0 for None.
+    A block is an array [num_layers, 2, kv_heads, block_size, head_dim] (keys, then values) that belongs to one
+    sequence; None stands for one that was dropped because every window has passed it. `addresses` [len(blocks)] repeats
+    the blocks as addresses, 0 for None. Raises ValueError for a block of another type or shape than the others.
     """
 
-    row_begin: NDArray[np.int32]  # [sequences + 1]
-    first_positions: NDArray[np.int32]  # [sequences]
-    blocks: tuple[NDArray[Any] | None, ...]
-    addresses: NDArray[np.uint64]  # [len(blocks)]
-    block_begin: NDArray[np.int32]  # [sequences + 1]
-    block_size: int
-    dtype: np.dtype[Any]
+    __slots__ = ("addresses", "block_shape", "block_size", "blocks", "dtype")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dtype", np.dtype(self.dtype))
+    def __init__(self, blocks: Sequence[NDArray[Any] | None], block_size: int, dtype: np.dtype[Any] | str) -> None:
+        self.blocks = tuple(blocks)
+        self.block_size = block_size
+        self.dtype = np.dtype(dtype)
         if self.dtype not in CACHE_DTYPES:
             raise ValueError(f"dtype: expected float32 or float16, got {self.dtype}")
-        if self.block_size < 1:
-            raise ValueError(f"block_size: expected at least 1, got {self.block_size}")
-        sequences = len(self.first_positions)
-        for name, dtype, length in (
-            ("row_begin", np.int32, sequences + 1),
-            ("first_positions", np.int32, sequences),
-            ("block_begin", np.int32, sequences + 1),
-            ("addresses", np.uint64, len(self.blocks)),
-        ):
-            array = getattr(self, name)
-            if array.dtype != dtype or array.shape != (length,) or not array.flags.c_contiguous:
-                raise ValueError(
-                    f"{name}: expected a contiguous {np.dtype(dtype)} [{length}], got {array.dtype} {list(array.shape)}"
-                )
-        for name, last in (("row_begin", None), ("block_begin", len(self.blocks))):
-            bounds = getattr(self, name)
-            if bounds[0] != 0 or (last is not None and bounds[-1] != last) or np.any(bounds[1:] < bounds[:-1]):
-                raise ValueError(f"{name}: expected bounds that rise from 0 to {last or 'the rows'}, got {bounds}")
-        if sequences and self.first_positions.min() < 0:
-            raise ValueError(f"first_positions: expected none below 0, got {self.first_positions.min()}")
-        ends = self.first_positions + np.diff(self.row_begin)
-        capacity = np.diff(self.block_begin) * np.int64(self.block_size)
-        if np.any(ends > capacity):
-            i = int(np.argmax(ends > capacity))
-            raise ValueError(f"sequence {i} ends at position {ends[i]}, but its blocks hold {capacity[i]} positions")
+        if block_size < 1:
+            raise ValueError(f"block_size: expected at least 1, got {block_size}")
+        self.block_shape: tuple[int, ...] = next((block.shape for block in blocks if block is not None), ())
         shape = self.block_shape
-        present = self.addresses != 0
-        for block, is_present in zip(self.blocks, present.tolist(), strict=True):
-            if (block is not None) != is_present:
-                raise ValueError("addresses: expected 0 for None and only for None")
+        if shape and (len(shape) != 5 or shape[1] != 2 or shape[3] != block_size):
+            raise ValueError(f"block: expected [num_layers, 2, kv_heads, {block_size}, head_dim], got {list(shape)}")
+        for block in blocks:
             if block is not None and (block.shape != shape or block.dtype != self.dtype):
                 raise ValueError(
                     f"block: expected {self.dtype} {list(shape)} as the others, got {block.dtype} {list(block.shape)}"
                 )
-        if shape and (len(shape) != 5 or shape[1] != 2 or shape[3] != self.block_size):
+            if block is not None and not block.flags.c_contiguous:
+                raise ValueError("block: expected a C-contiguous array")
+        addresses = [0 if block is None else block.__array_interface__["data"][0] for block in blocks]
+        self.addresses = np.array(addresses, dtype=np.uint64)
+
+
+class CacheBatch:
+    """Hold the rows of one forward call, grouped by sequence, and the tables of what was computed of each.
+
+    Rows `row_begin[i]` to `row_begin[i + 1]` belong to sequence i, of `tables[i]`, and stand at consecutive absolute
+    positions from `first_positions[i]`. `addresses` are those of all tables, one after the other, from
+    `block_begin[i]` to `block_begin[i + 1]` those of table i. Raises ValueError where the rows go beyond the blocks.
+    """
+
+    def __init__(self, row_begin: Sequence[int], first_positions: Sequence[int], tables: Sequence[BlockTable]) -> None:
+        if not tables or len(first_positions) != len(tables) or len(row_begin) != len(tables) + 1:
             raise ValueError(
-                f"block: expected [num_layers, 2, kv_heads, {self.block_size}, head_dim], got {list(shape)}"
+                f"row_begin and first_positions: expected {len(tables) + 1} and {len(tables)} for {len(tables)} "
+                f"tables, at least one, got {len(row_begin)} and {len(first_positions)}"
             )
-
-    @property
-    def num_rows(self) -> int:
-        return int(self.row_begin[-1])
-
-    @property
-    def block_shape(self) -> tuple[int, ...]:
-        """Return [num_layers, 2, kv_heads, block_size, head_dim], or () when no block is present."""
-        return next((block.shape for block in self.blocks if block is not None), ())
-
-
-def block_address(block: NDArray[Any] | None) -> int:
-    """Return the address of a block's first byte, 0 for None. Raises ValueError if it is not C-contiguous."""
-    if block is None:
-        return 0
-    if not block.flags.c_contiguous:
-        raise ValueError("block: expected a C-contiguous array")
-    return int(block.__array_interface__["data"][0])
+        if row_begin[0] != 0 or any(end < begin for begin, end in pairwise(row_begin)):
+            raise ValueError(f"row_begin: expected bounds that rise from 0 to the rows, got {list(row_begin)}")
+        if min(first_positions) < 0:
+            raise ValueError(f"first_positions: expected none below 0, got {min(first_positions)}")
+        self.tables = tuple(tables)
+        self.block_size, self.dtype = tables[0].block_size, tables[0].dtype
+        self.block_shape: tuple[int, ...] = next((table.block_shape for table in tables if table.block_shape), ())
+        for i, table in enumerate(tables):
+            if (table.block_size, table.dtype) != (self.block_size, self.dtype):
+                raise ValueError(
+                    f"tables: expected blocks of {self.block_size} positions of {self.dtype} as in the first, got "
+                    f"{table.block_size} of {table.dtype} in table {i}"
+                )
+            if table.block_shape not in ((), self.block_shape):
+                raise ValueError(
+                    f"tables: expected blocks {list(self.block_shape)} as in the others, got {list(table.block_shape)}"
+                )
+            end, capacity = first_positions[i] + row_begin[i + 1] - row_begin[i], len(table.blocks) * table.block_size
+            if end > capacity:
+                raise ValueError(f"sequence {i} ends at position {end}, but its blocks hold {capacity} positions")
+        self.num_rows = row_begin[-1]
+        self.row_begin = np.array(row_begin, dtype=np.int32)
+        self.first_positions = np.array(first_positions, dtype=np.int32)
+        self.block_begin = np.array([0, *accumulate(len(table.blocks) for table in tables)], dtype=np.int32)
+        self.addresses: NDArray[np.uint64] = (
+            tables[0].addresses if len(tables) == 1 else np.concatenate([table.addresses for table in tables])
+        )

@@ -8,7 +8,7 @@ shape raises ValueError.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,46 @@ class QuantizedRows:
     sums: NDArray[np.int32]  # [m], of the int8 values
 
 
+class Recording(Protocol):
+    """Calls of kernels on arrays that stay where they are, made once and repeated as one call.
+
+    What `kernels` returns while it records lies in memory that lasts as long as the recording and is used again as soon
+    as nobody holds the array: whoever wants a result of `repeat` keeps the array that the first call returned. Arrays
+    that come from elsewhere must be kept alive by the caller; what is written into them before `repeat` counts.
+    """
+
+    @property
+    def kernels(self) -> Kernels:
+        """The kernels whose calls are made and noted."""
+        ...
+
+    def place_of(self, batch: CacheBatch) -> object:
+        """Return what stands for `batch` in the noted calls, without its blocks, which may go."""
+        ...
+
+    def fill(self, place: Any, batch: CacheBatch, window: int) -> None:
+        """Let the noted calls work on `batch`, which has as many rows as the one that `place` stands for.
+
+        Raises ValueError if a block that is needed was dropped: one that a row belongs to or, where layers see
+        `window` tokens (0: all), one in sight.
+        """
+        ...
+
+    def repeat(self, pool: ThreadPool) -> None:
+        """Make the noted calls again, in their order; `pool` is the one that they were made with."""
+        ...
+
+
 class Kernels(Protocol):
     """A set of kernels; `hearthlm.kernels` exposes the functions of the chosen one."""
 
     @property
     def instruction_set(self) -> str:
         """Name what the kernels were compiled for, or "reference"."""
+        ...
+
+    def record(self) -> Recording | None:
+        """Return an empty recording, None where calls cannot be repeated."""
         ...
 
     def quantize_rows(self, x: Floats, pool: ThreadPool) -> QuantizedRows:
@@ -82,6 +116,10 @@ class Kernels(Protocol):
 
     def activation(self, x: Floats, kind: Activation, pool: ThreadPool) -> None:
         """Replace x, of any shape, by act(x): GELU by tanh or by erf (Hendrycks & Gimpel 2016), SiLU or ReLU."""
+        ...
+
+    def add(self, x: Floats, y: Floats, pool: ThreadPool) -> None:
+        """Add y to x in place, both of any one shape."""
         ...
 
     def soft_cap(self, x: Floats, cap: float, pool: ThreadPool) -> None:

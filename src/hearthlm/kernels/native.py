@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import sys
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,18 +34,22 @@ instruction_sets = _native.instruction_sets
 class NativeKernels:
     """Offer the kernels compiled for one instruction set."""
 
-    def __init__(self, instruction_set: str) -> None:
+    def __init__(self, instruction_set: str, recording: NativeRecording | None = None) -> None:
         if instruction_set not in instruction_sets():
             raise ValueError(f"instruction_set: this CPU has {', '.join(instruction_sets())}; got {instruction_set!r}")
         self.instruction_set = instruction_set
-        self._native = _native.Kernels(instruction_set)
+        self._native = _native.Kernels(instruction_set, None if recording is None else recording.native)
+        self._empty = np.empty if recording is None else recording.empty
+
+    def record(self) -> NativeRecording:
+        return NativeRecording(self.instruction_set)
 
     def quantize_rows(self, x: Floats, pool: ThreadPool) -> QuantizedRows:
         shape = x.shape
         check("x", x, shape if len(shape) == 2 else (None, None))
-        values = np.empty(shape, INT8)
-        scales = np.empty(shape[0], FLOAT32)
-        sums = np.empty(shape[0], INT32)
+        values = self._empty(shape, INT8)
+        scales = self._empty(shape[0], FLOAT32)
+        sums = self._empty(shape[0], INT32)
         self._native.quantize_rows(x, values, scales, sums, pool.native)
         return QuantizedRows(values, scales, sums)
 
@@ -60,12 +65,12 @@ class NativeKernels:
             check("x.values", x.values, (m, k), INT8)
             if x.scales.shape != (m,) or x.sums.shape != (m,):
                 raise ValueError(f"x: expected {m} scales and sums, got {len(x.scales)} and {len(x.sums)}")
-            y = np.empty((m, n), FLOAT32)
+            y = self._empty((m, n), FLOAT32)
             self._native.linear_int8(x.values, x.scales, x.sums, *matrix, bias, y, pool.native)
         else:
             m = len(x)
             check("x", x, (m, k))
-            y = np.empty((m, n), FLOAT32)
+            y = self._empty((m, n), FLOAT32)
             self._native.linear_float(x, *matrix, bias, y, pool.native)
         return y
 
@@ -74,7 +79,7 @@ class NativeKernels:
         check("ids", ids, (len(ids),), INT32)
         if _native.first_id_outside(ids, n) >= 0:
             check_ids(ids, n)
-        y = np.empty((len(ids), k), FLOAT32)
+        y = self._empty((len(ids), k), FLOAT32)
         matrix = (weight.data, _WEIGHT_TYPES[weight.dtype], n, k, weight.scales, weight.zero_points)
         self._native.embed_rows(ids, *matrix, scale, y)
         return y
@@ -83,7 +88,7 @@ class NativeKernels:
         shape = (len(x), len(weight))
         check("x", x, shape)
         check("weight", weight, shape[1:])
-        y = np.empty(shape, FLOAT32)
+        y = self._empty(shape, FLOAT32)
         self._native.rms_norm(x, weight, eps, y, pool.native)
         return y
 
@@ -93,7 +98,7 @@ class NativeKernels:
         check("weight", weight, shape[1:])
         if bias is not None:
             check("bias", bias, shape[1:])
-        y = np.empty(shape, FLOAT32)
+        y = self._empty(shape, FLOAT32)
         self._native.layer_norm(x, weight, bias, eps, y, pool.native)
         return y
 
@@ -116,6 +121,12 @@ class NativeKernels:
     def activation(self, x: Floats, kind: Activation, pool: ThreadPool) -> None:
         check("x", x, x.shape)
         self._native.activation(x, None, _activation_index(kind), pool.native)
+
+    def add(self, x: Floats, y: Floats, pool: ThreadPool) -> None:
+        shape = x.shape
+        check("x", x, shape)
+        check("y", y, shape)
+        self._native.add(x, y, pool.native)
 
     def soft_cap(self, x: Floats, cap: float, pool: ThreadPool) -> None:
         check("x", x, x.shape)
@@ -152,7 +163,7 @@ class NativeKernels:
         if not view.fits(layer, num_kv_heads, shape[2]):
             check_block_shape(batch, layer, num_kv_heads, shape[2])
         _check_complete(view, True, window)
-        y = np.empty(shape, FLOAT32)
+        y = self._empty(shape, FLOAT32)
         self._native.attention(queries, view, layer, scale, soft_cap, window, key_bias, y, pool.native)
         return y
 
@@ -183,6 +194,50 @@ class NativeKernels:
         losses = np.empty(len(w), FLOAT32)
         self._native.round_compensated(w, factor, scales, lowest, highest, q, losses, pool.native)
         return q, losses
+
+
+class _Place(NamedTuple):
+    view: _native.CacheView
+    num_rows: int
+    block_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class NativeRecording:
+    """Note calls natively, and lend memory to their results; see `interface.Recording`."""
+
+    def __init__(self, instruction_set: str) -> None:
+        self.native = _native.Recording()
+        self._chunks: list[NDArray[np.uint8]] = []
+        self.kernels = NativeKernels(instruction_set, self)
+
+    def empty(self, shape: int | tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an array in memory of the recording that no other array uses."""
+        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        for index in range(len(self._chunks)):
+            # Views of views refer to the chunk itself: listed here and passed on, it has two references without them.
+            if len(self._chunks[index]) >= num_bytes and sys.getrefcount(self._chunks[index]) == 2:
+                break
+        else:
+            index = len(self._chunks)
+            self._chunks.append(np.empty(-(-max(num_bytes, 1) // 4096) * 4096, np.uint8))
+        return self._chunks[index][:num_bytes].view(dtype).reshape(shape)
+
+    def place_of(self, batch: CacheBatch) -> _Place:
+        return _Place(*_view(batch), batch.block_shape, batch.dtype)
+
+    def fill(self, place: _Place, batch: CacheBatch, window: int) -> None:
+        view, num_rows = _view(batch)
+        if num_rows != place.num_rows or batch.block_shape != place.block_shape or batch.dtype != place.dtype:
+            raise ValueError(
+                f"batch: expected {place.num_rows} rows with {place.dtype} blocks {list(place.block_shape)}, got "
+                f"{num_rows} with {batch.dtype} blocks {list(batch.block_shape)}"
+            )
+        _check_complete(view, True, window)
+        place.view.rebind(view)
+
+    def repeat(self, pool: ThreadPool) -> None:
+        self.native.repeat(pool.native)
 
 
 def _activation_index(kind: Activation) -> int:

@@ -19,6 +19,10 @@ instruction_set = "reference"
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
+def record() -> None:
+    return None  # each call makes its result anew
+
+
 def quantize_rows(x: Floats, pool: ThreadPool) -> QuantizedRows:
     check("x", x, (None, None))
     bound = np.max(np.abs(x), axis=1, initial=0.0)
@@ -122,6 +126,12 @@ def activation(x: Floats, kind: Activation, pool: ThreadPool) -> None:
         raise ValueError(f"kind: expected one of {', '.join(get_args(Activation))}, got {kind!r}")
 
 
+def add(x: Floats, y: Floats, pool: ThreadPool) -> None:
+    check("x", x, x.shape)
+    check("y", y, x.shape)
+    x += y
+
+
 def soft_cap(x: Floats, cap: float, pool: ThreadPool) -> None:
     check("x", x, (None,) * x.ndim)
     if not cap > 0:
@@ -134,7 +144,7 @@ def kv_append(keys: Floats, values: Floats, batch: CacheBatch, layer: int) -> No
     check("values", values, keys.shape)
     check_block_shape(batch, layer, keys.shape[1], keys.shape[2])
     for i in range(len(batch.first_positions)):
-        table = batch.blocks[batch.block_begin[i] : batch.block_begin[i + 1]]
+        table = batch.tables[i].blocks
         for row in range(batch.row_begin[i], batch.row_begin[i + 1]):
             position = int(batch.first_positions[i] + row - batch.row_begin[i])
             block = _present(table, position // batch.block_size, i)
@@ -161,7 +171,7 @@ def attention(
     kv_heads = np.arange(num_heads) // (num_heads // num_kv_heads)
     y = np.empty_like(queries)
     for i in range(len(batch.first_positions)):
-        table = batch.blocks[batch.block_begin[i] : batch.block_begin[i + 1]]
+        table = batch.tables[i].blocks
         for row in range(batch.row_begin[i], batch.row_begin[i + 1]):
             last = int(batch.first_positions[i] + row - batch.row_begin[i])
             first = max(0, last - window + 1) if window else 0

@@ -26,12 +26,14 @@ from hearthlm.runtime.constraint import Constraint
 from hearthlm.runtime.executor import Executor, ForwardRequest, State, Wanted
 from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.prefix_cache import PrefixCache
+from hearthlm.runtime.prompt_lookup import PromptLookup
 from hearthlm.runtime.sampler import Sampler, TokenLogprobs, token_logprobs
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 PREFILL_CHUNK = 128  # rows per step for all prompts together: the bound on how late a cancel or another answer comes
 MAX_LOGIT_BYTES_PER_STEP = 32 << 20
+MAX_ROWS_WITH_GUESSES = 16  # per step, over all answers: up to here another row costs a tenth of the first
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class _Work:
     def max_rows(self, vocab_size: int) -> int:
         """Return how many ids may be fed in one step."""
         return PREFILL_CHUNK
+
+    def guess(self, limit: int) -> list[int]:
+        """Return up to `limit` ids that may follow the one that is pending; they are fed with it and can be wrong."""
+        return []
 
     def accept(self, ids: Sequence[int], rows: NDArray[np.float32] | None, pool: kernels.ThreadPool) -> bool:
         """Take the result of a chunk; return True when nothing is left to do."""
@@ -103,6 +109,7 @@ class Generation(_Work):
         max_output_tokens: int,
         num_logprobs: int = 0,
         constraint: Constraint | None = None,
+        looks_up: bool = False,
     ) -> None:
         super().__init__(state, deque(prompt_ids))
         self._sampler = sampler
@@ -110,7 +117,9 @@ class Generation(_Work):
         self._max_output_tokens = max_output_tokens
         self._num_logprobs = num_logprobs
         self._matcher = None if constraint is None else constraint.matcher_after(context_ids)
-        self._context_ids = tuple(context_ids) if sampler.penalises else ()
+        self._context_ids = tuple(context_ids) if sampler.penalises or looks_up else ()
+        self._looks_up = looks_up
+        self._lookup: PromptLookup | None = None
         self._num_cached_tokens = state.length
         self._num_prompt_tokens = len(context_ids)
         self._output_ids: list[int] = []
@@ -159,20 +168,49 @@ class Generation(_Work):
             raise interrupt
 
     def wanted(self, num_ids: int) -> Wanted:
+        if num_ids > len(self.pending):
+            return "all"
         return "last" if num_ids == len(self.pending) else "none"
 
+    def guess(self, limit: int) -> list[int]:
+        if not self._looks_up or not self._output_ids:
+            return []
+        if self._lookup is None:
+            self._lookup = PromptLookup([*self._context_ids, *self._output_ids])
+        return self._lookup.guess(min(limit, self._max_output_tokens - len(self._output_ids) - 1))
+
     def accept(self, ids: Sequence[int], rows: NDArray[np.float32] | None, pool: kernels.ThreadPool) -> bool:
+        """Choose a token by the last row, or by one row after the other as long as the ids fed were guessed right."""
         if rows is None:
             return False
-        logits = rows[-1]
-        allowed = None if self._matcher is None else self._matcher.mask()
-        chosen = self._sampler.sample(logits, self.state.length, self._output_ids, self._context_ids, allowed)
+        num_guessed = len(rows) - 1
+        first = self.state.length - num_guessed  # the position that the first row is about
+        for i, logits in enumerate(rows):
+            allowed = None if self._matcher is None else self._matcher.mask()
+            chosen = self._sampler.sample(logits, first + i, self._output_ids, self._context_ids, allowed)
+            is_done = self._take_chosen(chosen, logits, pool)
+            is_right = i < num_guessed and chosen == ids[i + 1]
+            if is_done or not is_right:
+                break
+        if num_guessed:
+            assert self._lookup is not None
+            self._lookup.learn(num_guessed, i)
+            if i < num_guessed:
+                self.state.truncate(first + i)
+        if not is_done:
+            self.pending.append(chosen)
+        return is_done
+
+    def _take_chosen(self, chosen: int, logits: NDArray[np.float32], pool: kernels.ThreadPool) -> bool:
+        """Add an id to the answer; return True where that ends it."""
         if self._first_token is None:
             self._first_token = time.perf_counter()
         if chosen in self._stop_ids:
             self._finish("stop")
             return True
         self._output_ids.append(chosen)
+        if self._lookup is not None:
+            self._lookup.append(chosen)
         if self._num_logprobs:
             self.logprobs.append(token_logprobs(logits, chosen, self._num_logprobs, pool))
         self._put(chosen)
@@ -184,7 +222,6 @@ class Generation(_Work):
         if len(self._output_ids) >= self._max_output_tokens:
             self._finish("length")
             return True
-        self.pending.append(chosen)
         return False
 
     def fail(self, error: BaseException) -> None:
@@ -341,8 +378,11 @@ class Embedding(_Awaited):
 class Engine:
     """Run requests on one executor; any thread may submit, any number at once."""
 
-    def __init__(self, executor: Executor, *, max_tokens: int, prefix_cache_bytes: int = 0) -> None:
+    def __init__(
+        self, executor: Executor, *, max_tokens: int, prefix_cache_bytes: int = 0, looks_up: bool = True
+    ) -> None:
         self.executor = executor
+        self._looks_up = looks_up and executor.has_cheap_rows
         self.max_tokens = max_tokens
         self._prefixes = PrefixCache(prefix_cache_bytes)
         self._lock = threading.Lock()
@@ -398,6 +438,7 @@ class Engine:
                 max_output_tokens=room if max_output_tokens is None else min(room, max_output_tokens),
                 num_logprobs=num_logprobs,
                 constraint=constraint,
+                looks_up=self._looks_up,
             )
             for sampler in samplers
         ]
@@ -508,9 +549,11 @@ class Engine:
                 running.append(work)
         chosen: list[tuple[_Work, list[int]]] = []
         budget = PREFILL_CHUNK
+        num_decoding = sum(len(work.pending) == 1 for work in running)
+        max_guesses = MAX_ROWS_WITH_GUESSES // max(1, num_decoding) - 1
         for work in running:
             if len(work.pending) == 1:  # decoding: always taken along
-                chosen.append((work, [work.pending[0]]))
+                chosen.append((work, [work.pending[0], *work.guess(max_guesses)]))
             elif budget > 0:
                 count = min(budget, len(work.pending), work.max_rows(self.executor.vocab_size))
                 chosen.append((work, [work.pending[i] for i in range(count)]))
@@ -528,7 +571,7 @@ class Engine:
         finished = set()
         begun: list[_Work] = []
         for (work, ids), rows in zip(chosen, results, strict=True):
-            for _ in ids:
+            for _ in ids[: len(work.pending)]:  # what was guessed is not among them
                 work.pending.popleft()
             try:
                 if work.accept(ids, rows, self.executor.pool):

@@ -69,6 +69,10 @@ class Executor(Protocol):
         """The threads that compute; also used on the logits that come out."""
 
     @property
+    def has_cheap_rows(self) -> bool:
+        """Whether a few rows of one sequence cost little more than one, so that it pays to guess the next tokens."""
+
+    @property
     def fingerprint(self) -> str:
         """A hash of all that a state depends on: equal where a saved state may be continued.
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hearthlm.errors import SessionFileError
+from hearthlm.kernels import BlockTable
 from hearthlm.models.params import Architecture
 
 BLOCK_SIZE = 64  # positions
@@ -94,12 +95,21 @@ def cache_layouts(architecture: Architecture, dtype: DTypeLike) -> tuple[CacheLa
 class BlockCache:
     """List the blocks of one sequence for one group of layers; None stands for a block that left the window."""
 
-    __slots__ = ("_first_kept", "_layout", "blocks")
+    __slots__ = ("_first_kept", "_layout", "_table", "blocks")
 
     def __init__(self, layout: CacheLayout) -> None:
         self._layout = layout
         self._first_kept = 0  # position; those before it are gone, with their blocks or inside one that was loaded
         self.blocks: list[Block | None] = []
+        self._table: BlockTable | None = None  # of `blocks` as they are
+
+    @property
+    def table(self) -> BlockTable:
+        """The blocks as kernels take them."""
+        if self._table is None:
+            arrays = [None if block is None else block.array for block in self.blocks]
+            self._table = BlockTable(arrays, BLOCK_SIZE, self._layout.dtype)
+        return self._table
 
     @classmethod
     def load(cls, layout: CacheLayout, length: int, array: NDArray[Any]) -> BlockCache:
@@ -138,8 +148,10 @@ class BlockCache:
                 copy = Block(block.array.copy())
                 self._release(block)
                 self.blocks[index] = copy
+                self._table = None
         while len(self.blocks) * BLOCK_SIZE < stop:
             self.blocks.append(self._layout.new_block())
+            self._table = None
 
     def can_truncate(self, length: int) -> bool:
         """Say whether everything that the token after the first `length` has to see is still here."""
@@ -150,6 +162,8 @@ class BlockCache:
     def truncate(self, length: int) -> None:
         """Drop the blocks that hold only positions at and after `length`."""
         keep = -(-length // BLOCK_SIZE)
+        if keep < len(self.blocks):
+            self._table = None
         for block in self.blocks[keep:]:
             if block is not None:
                 self._release(block)
@@ -166,6 +180,7 @@ class BlockCache:
             if block is not None:
                 self._release(block)
             self.blocks[index] = None
+            self._table = None
         self._first_kept = max(self._first_kept, num_dropped * BLOCK_SIZE)
 
     def fork(self) -> BlockCache:
@@ -175,6 +190,7 @@ class BlockCache:
                 if block is not None:
                     block.num_owners += 1
         copy.blocks = list(self.blocks)
+        copy._table = self._table
         copy._first_kept = self._first_kept
         return copy
 

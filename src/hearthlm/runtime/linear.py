@@ -24,21 +24,29 @@ class AdaptedRows(NamedTuple):
 
 
 class Activations:
-    """Hold float32 rows [m, k] and, once somebody asks, their int8 form, shared by all who read the same rows."""
+    """Hold float32 rows [m, k] and, once somebody asks, their int8 form, shared by all who read the same rows.
 
-    __slots__ = ("_pool", "_quantized", "adapted", "values")
+    Everything that is computed from them goes through the kernels of `using`.
+    """
+
+    __slots__ = ("_pool", "_quantized", "adapted", "using", "values")
 
     def __init__(
-        self, values: NDArray[np.float32], pool: kernels.ThreadPool, adapted: Sequence[AdaptedRows] = ()
+        self,
+        values: NDArray[np.float32],
+        pool: kernels.ThreadPool,
+        adapted: Sequence[AdaptedRows] = (),
+        using: kernels.Kernels = kernels.chosen,
     ) -> None:
         self.values = values
         self.adapted = adapted
+        self.using = using
         self._pool = pool
         self._quantized: kernels.QuantizedRows | None = None
 
     def quantized(self) -> kernels.QuantizedRows:
         if self._quantized is None:
-            self._quantized = kernels.quantize_rows(self.values, self._pool)
+            self._quantized = self.using.quantize_rows(self.values, self._pool)
         return self._quantized
 
 
@@ -73,10 +81,10 @@ class Linear:
         """Return float32 [m, out]."""
         if self._observe is not None:
             self._observe(self.role, x.values)
-        y = kernels.linear(x.quantized() if self._quantizes else x.values, self.weight, self.bias, self._pool)
+        y = x.using.linear(x.quantized() if self._quantizes else x.values, self.weight, self.bias, self._pool)
         for begin, end, adapter in x.adapted:
             factors = adapter.factors.get(self.role)
             if factors is not None:
-                low = kernels.linear(x.values[begin:end], factors.down, None, self._pool)
-                y[begin:end] += kernels.linear(low, factors.up, None, self._pool)
+                low = x.using.linear(x.values[begin:end], factors.down, None, self._pool)
+                y[begin:end] += x.using.linear(low, factors.up, None, self._pool)
         return y

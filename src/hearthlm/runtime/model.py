@@ -188,6 +188,9 @@ class _WeightsBinSource:
             f"{list(spec.shape)}, and the file has none of that name"
         )
 
+    def release_pages(self) -> None:
+        self._file.release_pages()
+
     def close(self) -> None:
         self._file.close()
 

@@ -230,10 +230,13 @@ class IdStream:
         """Have `notify` called by the scheduler's thread whenever there is something to take; before `submit`."""
         self.generation.on_event = notify
 
-    def take(self, *, block: bool = True) -> int | None:
-        """Return the next id, None once there is no other; raises what made the generation fail."""
+    def take(self, *, block: bool = True, keep: bool = True) -> int | None:
+        """Return the next id, None once there is no other; raises what made the generation fail.
+
+        Without `keep` it does not become a part of the context.
+        """
         token = self.generation.take(block=block)
-        if token is not None:
+        if token is not None and keep:
             self.session.ids.append(token)
         return token
 

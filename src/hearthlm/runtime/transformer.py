@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from hearthlm.kernels.cache_batch import CacheBatch
 from hearthlm.models.params import Architecture, Llama3Scaling, Norm, Rope
 from hearthlm.quantization import bfloat16_to_float32, float32_to_bfloat16
 from hearthlm.runtime.executor import ForwardRequest
-from hearthlm.runtime.kv_cache import BLOCK_SIZE, BlockCache, CacheLayout, cache_layouts
+from hearthlm.runtime.kv_cache import BlockCache, CacheLayout, cache_layouts
 from hearthlm.runtime.linear import Activations, AdaptedRows, Linear, Observer
 from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.weights import LinearWeights, NormWeights, Weights, update_with_samples
@@ -30,6 +31,8 @@ ActivationDataType = Literal["int8", "float32"]
 CacheDataType = Literal["float32", "float16"]
 
 Rows = NDArray[np.float32]
+
+MAX_RECORDED_ROWS = 16  # beyond it, calls from Python cost nothing beside what they compute
 
 _MAX_LENGTH = 1 << 24  # tokens of a state that is loaded: windows keep so few that its arrays do not bound it
 
@@ -127,6 +130,15 @@ class RotaryTable:
             )
             self._cos, self._sin = np.cos(angles), np.sin(angles)
         return self._cos[positions], self._sin[positions]
+
+    def copy_rows(self, positions: NDArray[np.int64], cos: Rows, sin: Rows) -> None:
+        """Write into `cos` and `sin` what `rows` returns."""
+        rows = positions.tolist()
+        if max(rows) >= len(self._cos):
+            self.rows(positions)
+        for i, position in enumerate(rows):  # one by one: numpy's take would give the interpreter lock away
+            cos[i] = self._cos[position]
+            sin[i] = self._sin[position]
 
 
 def _llama3_frequencies(frequencies: Rows, scaling: Llama3Scaling) -> Rows:
@@ -251,6 +263,8 @@ class TransformerExecutor:
             )
             num_in_group[group] += 1
         self._logits = linear(weights.logits, "logits")
+        self._is_observed = observe is not None
+        self._recorded: dict[int, _RecordedStep] = {}  # by the number of rows
 
     @property
     def vocab_size(self) -> int:
@@ -259,6 +273,10 @@ class TransformerExecutor:
     @property
     def pool(self) -> kernels.ThreadPool:
         return self._pool
+
+    @property
+    def has_cheap_rows(self) -> bool:
+        return True  # the weights are read once for all of them
 
     @property
     def num_weight_bytes(self) -> int:
@@ -291,15 +309,17 @@ class TransformerExecutor:
         for request in requests:
             if not request.ids:
                 raise ValueError("ids: expected at least one")
-        ids = np.concatenate([np.asarray(request.ids, dtype=np.int32) for request in requests])
+        ids = np.array([token for request in requests for token in request.ids], dtype=np.int32)
         if ids.min() < 0 or ids.max() >= a.vocab_size:
             raise ValueError(f"ids: expected 0 to {a.vocab_size - 1}, got {ids.min()} to {ids.max()}")
         step = _Step(requests, self._layouts)
-        x = self._embed(ids, step)
-        x = self._run_layers(x, step)
-        if not len(x):
-            return [None] * len(requests)
-        hidden = self.normalize(x)
+        if len(ids) <= MAX_RECORDED_ROWS and step.can_repeat and not self._is_observed:
+            hidden = self._hidden_by_repeating(ids, step)
+        else:
+            x = self._run_layers(self._embed(ids, step), step)
+            if not len(x):
+                return [None] * len(requests)
+            hidden = self.normalize(x)
         x = step.select_for_logits(hidden)
         logits = x
         if len(x):
@@ -310,18 +330,40 @@ class TransformerExecutor:
 
     def embed(self, requests: Sequence[ForwardRequest]) -> Rows:
         """Return the rows before the first layer, [m, embedding_dim], of all ids of `requests`."""
-        ids = np.concatenate([np.asarray(request.ids, dtype=np.int32) for request in requests])
+        ids = np.array([token for request in requests for token in request.ids], dtype=np.int32)
         return self._embed(ids, _Step(requests, self._layouts))
 
     def _embed(self, ids: NDArray[np.int32], step: _Step) -> Rows:
-        x = kernels.embed_rows(ids, self._weights.embedding, self.architecture.embedding_scale)
+        k = step.kernels
+        x = k.embed_rows(ids, self._weights.embedding, self.architecture.embedding_scale)
         if self._weights.position_embedding is not None:
-            x += kernels.embed_rows(step.positions.astype(np.int32), self._weights.position_embedding, 1.0)
+            k.add(x, k.embed_rows(step.position_ids, self._weights.position_embedding, 1.0), self._pool)
         return x
 
     def normalize(self, x: Rows) -> Rows:
         """Return the rows that the logits are computed from, for rows x [m, embedding_dim] after the last layer."""
-        return self._norm(x, self.architecture.final_norm, self._weights.final_norm)
+        return self._norm(x, self.architecture.final_norm, self._weights.final_norm, kernels.chosen)
+
+    def _hidden_by_repeating(self, ids: NDArray[np.int32], step: _Step) -> Rows:
+        """Return the rows that the logits are computed from, valid until the next call.
+
+        The calls of kernels are the same for every step of as many rows: they are recorded once, and the next step of
+        this kind changes their inputs and makes them all at once.
+        """
+        bias = None if self._alibi is None else self._alibi.columns(step.num_positions)
+        recorded = self._recorded.get(len(ids))
+        if recorded is None or recorded.bias is not bias:
+            recording = kernels.record()
+            if recording is None:
+                return self.normalize(self._run_layers(self._embed(ids, step), step))
+            step.kernels = recording.kernels
+            rotations = {table: table.rows(step.positions) for table in self._tables.values()}
+            x = self._run_layers(self._embed(ids, step), step, rotations)
+            hidden = self._norm(x, self.architecture.final_norm, self._weights.final_norm, recording.kernels)
+            self._recorded[len(ids)] = _RecordedStep(recording, ids, step, rotations, bias, hidden)
+            return hidden
+        recorded.repeat(ids, step, self._pool)
+        return recorded.hidden
 
     def run_layers(self, x: Rows, requests: Sequence[ForwardRequest]) -> Rows:
         """Return the rows after the last layer, before the final norm, for rows x [m, embedding_dim] before the first.
@@ -330,8 +372,9 @@ class TransformerExecutor:
         """
         return self._run_layers(x, _Step(requests, self._layouts))
 
-    def _run_layers(self, x: Rows, step: _Step) -> Rows:
-        rotations = {table: table.rows(step.positions) for table in self._tables.values()}
+    def _run_layers(self, x: Rows, step: _Step, rotations: dict[RotaryTable, tuple[Rows, Rows]] | None = None) -> Rows:
+        if rotations is None:
+            rotations = {table: table.rows(step.positions) for table in self._tables.values()}
         last = len(self._layers) - 1
         for i, layer in enumerate(self._layers):
             x = self._layer(layer, x, step, rotations, only_wanted=i == last)
@@ -350,36 +393,37 @@ class TransformerExecutor:
     ) -> Rows:
         """Return the rows after one layer; after the last one only those that are wanted."""
         a = self.architecture
-        pool = self._pool
-        h = x if layer.attention_norm is None else self._norm(x, a.attention_norm, layer.attention_norm)
-        hidden = Activations(h, pool, step.adapted)
+        pool, k = self._pool, step.kernels
+        h = x if layer.attention_norm is None else self._norm(x, a.attention_norm, layer.attention_norm, k)
+        hidden = Activations(h, pool, step.adapted, k)
         adapted = step.adapted
         key, value = layer.key(hidden), layer.value(hidden)
         if layer.key_norm is not None:
-            key = self._norm(key.reshape(-1, layer.key_norm.scale.size), a.query_key_norm, layer.key_norm)
+            key = self._norm(key.reshape(-1, layer.key_norm.scale.size), a.query_key_norm, layer.key_norm, k)
         key = key.reshape(-1, a.num_kv_heads, a.head_dim)
         if layer.rope is not None:
             cos, sin = rotations[layer.rope]
-            kernels.rope(key, cos, sin)
-        kernels.kv_append(key, value.reshape(key.shape), step.batches[layer.group], layer.index)
+            k.rope(key, cos, sin)
+        k.kv_append(key, value.reshape(key.shape), step.batches[layer.group], layer.index)
 
         batch = step.batches[layer.group]
-        if only_wanted and len(step.wanted_rows) < len(x):
-            if not len(step.wanted_rows):
+        if only_wanted and not step.all_wanted:
+            rows = step.wanted_rows
+            if not len(rows):
                 return x[:0]
-            x, h = x[step.wanted_rows], h[step.wanted_rows]
+            x, h = x[rows], h[rows]
             adapted = step.wanted_adapted
-            hidden = Activations(h, pool, adapted)
+            hidden = Activations(h, pool, adapted, k)
             batch = step.wanted_batch(layer.group)
             if layer.rope is not None:
-                cos, sin = cos[step.wanted_rows], sin[step.wanted_rows]
+                cos, sin = cos[rows], sin[rows]
         query = layer.query(hidden)
         if layer.query_norm is not None:
-            query = self._norm(query.reshape(-1, layer.query_norm.scale.size), a.query_key_norm, layer.query_norm)
+            query = self._norm(query.reshape(-1, layer.query_norm.scale.size), a.query_key_norm, layer.query_norm, k)
         query = query.reshape(-1, a.num_heads, a.head_dim)
         if layer.rope is not None:
-            kernels.rope(query, cos, sin)
-        attended = kernels.attention(
+            k.rope(query, cos, sin)
+        attended = k.attention(
             query,
             batch,
             layer.index,
@@ -390,71 +434,114 @@ class TransformerExecutor:
             None if self._alibi is None else self._alibi.columns(step.num_positions),
             pool,
         )
-        attended = layer.output(Activations(attended.reshape(-1, a.query_dim), pool, adapted))
+        attended = layer.output(Activations(attended.reshape(-1, a.query_dim), pool, adapted, k))
         if layer.post_attention_norm is not None:
-            attended = self._norm(attended, a.post_attention_norm, layer.post_attention_norm)
+            attended = self._norm(attended, a.post_attention_norm, layer.post_attention_norm, k)
         if a.parallel_residual:
-            attended += self._feed_forward(layer, hidden)
-            attended += x
+            k.add(attended, self._feed_forward(layer, hidden), pool)
+            k.add(attended, x, pool)
             return attended
-        attended += x
+        k.add(attended, x, pool)
         x = attended
-        h = x if layer.feed_forward_norm is None else self._norm(x, a.feed_forward_norm, layer.feed_forward_norm)
-        h = self._feed_forward(layer, Activations(h, pool, adapted))
+        h = x if layer.feed_forward_norm is None else self._norm(x, a.feed_forward_norm, layer.feed_forward_norm, k)
+        h = self._feed_forward(layer, Activations(h, pool, adapted, k))
         if layer.post_feed_forward_norm is not None:
-            h = self._norm(h, a.post_feed_forward_norm, layer.post_feed_forward_norm)
-        h += x
+            h = self._norm(h, a.post_feed_forward_norm, layer.post_feed_forward_norm, k)
+        k.add(h, x, pool)
         return h
 
     def _feed_forward(self, layer: _Layer, x: Activations) -> Rows:
         if layer.gate is None:
             h = layer.up(x)
-            kernels.activation(h, self.architecture.activation, self._pool)
+            x.using.activation(h, self.architecture.activation, self._pool)
         else:
             h = layer.gate(x)
-            kernels.gated_activation(h, layer.up(x), self.architecture.activation, self._pool)
-        return layer.down(Activations(h, self._pool, x.adapted))
+            x.using.gated_activation(h, layer.up(x), self.architecture.activation, self._pool)
+        return layer.down(Activations(h, self._pool, x.adapted, x.using))
 
-    def _norm(self, x: Rows, norm: Norm | None, weights: NormWeights) -> Rows:
+    def _norm(self, x: Rows, norm: Norm | None, weights: NormWeights, using: kernels.Kernels) -> Rows:
         assert norm is not None  # the weights exist because the architecture says so
         if norm.kind == "rms":
-            return kernels.rms_norm(x, weights.scale, norm.eps, self._pool)
-        return kernels.layer_norm(x, weights.scale, weights.bias, norm.eps, self._pool)
+            return using.rms_norm(x, weights.scale, norm.eps, self._pool)
+        return using.layer_norm(x, weights.scale, weights.bias, norm.eps, self._pool)
 
     def close(self) -> None:
         self._pool.close()
+
+
+class _RecordedStep:
+    """Hold the recorded calls of a step, the arrays that they read, and the rows that come out."""
+
+    def __init__(
+        self,
+        recording: kernels.Recording,
+        ids: NDArray[np.int32],
+        step: _Step,
+        rotations: dict[RotaryTable, tuple[Rows, Rows]],
+        bias: Rows | None,
+        hidden: Rows,
+    ) -> None:
+        self.bias = bias
+        self.hidden = hidden
+        self._recording = recording
+        self._ids = ids
+        self._position_ids = step.position_ids
+        self._rotations = rotations
+        self._places = [recording.place_of(batch) for batch in step.batches]
+
+    def repeat(self, ids: NDArray[np.int32], step: _Step, pool: kernels.ThreadPool) -> None:
+        """Make the calls again for other rows, as many as were recorded."""
+        self._ids[:] = ids
+        self._position_ids[:] = step.position_ids
+        for table, (cos, sin) in self._rotations.items():
+            table.copy_rows(step.positions, cos, sin)
+        for place, batch, layout in zip(self._places, step.batches, step.layouts, strict=True):
+            self._recording.fill(place, batch, layout.window or 0)
+        self._recording.repeat(pool)
+        step.finish()
 
 
 class _Step:
     """Lay out the rows of one forward call: which belong to which sequence, position and block."""
 
     def __init__(self, requests: Sequence[ForwardRequest], layouts: Sequence[CacheLayout]) -> None:
+        self.kernels: kernels.Kernels = kernels.chosen
         self._requests = requests
-        self._layouts = layouts
+        self.layouts = layouts
         lengths = [len(request.ids) for request in requests]
         starts = [request.state.length for request in requests]
-        for request, start, length in zip(requests, starts, lengths, strict=True):
+        ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+        for request, start, end in zip(requests, starts, ends, strict=True):
             for cache in request.state.caches:
-                cache.reserve(start, start + length)
-        row_begin = np.zeros(len(requests) + 1, dtype=np.int32)
-        np.cumsum(lengths, out=row_begin[1:])
-        self._row_begin = row_begin
-        self.positions = np.concatenate(
-            [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-        )
-        self.num_positions = int(self.positions.max()) + 1
+                cache.reserve(start, end)
+        positions = [position for start, end in zip(starts, ends, strict=True) for position in range(start, end)]
+        self.positions = np.array(positions, dtype=np.int64)
+        self.position_ids = self.positions.astype(np.int32)
+        self.num_positions = max(ends)
+        self._row_begin = [0, *accumulate(lengths)]
         self._num_wanted = [
             {"none": 0, "last": 1, "all": length, "hidden": length}[request.wanted]
             for request, length in zip(requests, lengths, strict=True)
         ]
-        self.wanted_rows = np.concatenate(
-            [np.arange(end - n, end) for end, n in zip(row_begin[1:].tolist(), self._num_wanted, strict=True)]
-        )
+        self.all_wanted = self._num_wanted == lengths
         self.adapted = self._adapted(lengths)
-        self.wanted_adapted = self._adapted(self._num_wanted)
-        self.batches = [
-            self._batch(group, row_begin, np.array(starts, dtype=np.int32)) for group in range(len(layouts))
-        ]
+        self.wanted_adapted = self.adapted if self.all_wanted else self._adapted(self._num_wanted)
+        self.batches = [self._batch(group, self._row_begin, starts) for group in range(len(layouts))]
+
+    @property
+    def wanted_rows(self) -> NDArray[np.intp]:
+        """The indices of the rows that something is wanted of."""
+        wanted = zip(self._row_begin[1:], self._num_wanted, strict=True)
+        return np.array([row for end, n in wanted for row in range(end - n, end)], dtype=np.intp)
+
+    @property
+    def can_repeat(self) -> bool:
+        """Whether the calls are those of every step of as many rows: the logits of all are wanted, none is adapted."""
+        return self.all_wanted and not self.adapted and not self._wants_hidden
+
+    @property
+    def _wants_hidden(self) -> bool:
+        return any(request.wanted == "hidden" for request in self._requests)
 
     def _adapted(self, counts: Sequence[int]) -> list[AdaptedRows]:
         """Return the runs of rows, `counts` of them for each request, that go through an adapter."""
@@ -479,31 +566,19 @@ class _Step:
 
     def wanted_batch(self, group: int) -> CacheBatch:
         """Return the batch of the wanted rows."""
-        row_begin = np.zeros(len(self._num_wanted) + 1, dtype=np.int32)
-        np.cumsum(self._num_wanted, out=row_begin[1:])
-        ends = [request.state.length + len(request.ids) for request in self._requests]
-        first = np.array(ends, dtype=np.int32) - np.array(self._num_wanted, dtype=np.int32)
-        return self._batch(group, row_begin, first)
+        wanted = zip(self._requests, self._num_wanted, strict=True)
+        first = [request.state.length + len(request.ids) - n for request, n in wanted]
+        return self._batch(group, [0, *accumulate(self._num_wanted)], first)
 
-    def _batch(self, group: int, row_begin: NDArray[np.int32], first: NDArray[np.int32]) -> CacheBatch:
-        tables = [request.state.caches[group].blocks for request in self._requests]
-        block_begin = np.zeros(len(tables) + 1, dtype=np.int32)
-        np.cumsum([len(table) for table in tables], out=block_begin[1:])
-        blocks = [block for table in tables for block in table]
-        return CacheBatch(
-            row_begin=row_begin,
-            first_positions=first,
-            blocks=tuple(None if block is None else block.array for block in blocks),
-            addresses=np.array([0 if block is None else block.address for block in blocks], dtype=np.uint64),
-            block_begin=block_begin,
-            block_size=BLOCK_SIZE,
-            dtype=self._layouts[group].dtype,
-        )
+    def _batch(self, group: int, row_begin: Sequence[int], first: Sequence[int]) -> CacheBatch:
+        return CacheBatch(row_begin, first, [request.state.caches[group].table for request in self._requests])
 
     def select_for_logits(self, hidden: Rows) -> Rows:
         """Return those of the wanted rows whose logits are wanted."""
+        if not self._wants_hidden:
+            return hidden
         is_for_logits = np.repeat([request.wanted != "hidden" for request in self._requests], self._num_wanted)
-        return hidden if is_for_logits.all() else np.compress(is_for_logits, hidden, axis=0)
+        return np.compress(is_for_logits, hidden, axis=0)
 
     def split(self, hidden: Rows, logits: Rows) -> list[Rows | None]:
         """Give each request its rows of `hidden` (all wanted rows) or of `logits` (those selected)."""
