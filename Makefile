@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEB := tests/web/node_modules
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*)
 
-.PHONY: setup demo test test-slow test-oracles test-ray test-web test-sanitize check bench docs clean
+.PHONY: setup demo test test-slow test-oracles test-ray test-web test-sanitize test-qemu check bench docs clean
 
 setup: $(VENV)/.built
 
@@ -60,6 +60,10 @@ $(WEB)/.package-lock.json: tests/web/package.json tests/web/package-lock.json
 
 test-sanitize: setup
 	bash native/test_sanitize.sh $(BIN)/python
+
+# Needs g++-aarch64-linux-gnu and qemu-user, and says so where one is missing.
+test-qemu: setup
+	bash native/test_qemu.sh $(BIN)/python
 
 check: setup
 	$(BIN)/ruff check .

@@ -2,12 +2,16 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <functional>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -68,6 +72,12 @@ struct CacheView {
   In<int32_t> block_begin;
   Cache cache;
   int64_t layers;
+};
+
+// The arrays of a LoraFactors, held for its lifetime.
+struct LoraView {
+  Any down, up;
+  LoraRows rows;
 };
 
 Cache at_layer(const CacheView& view, int64_t layer) {
@@ -154,6 +164,18 @@ NB_MODULE(_native, m) {
         return first_incomplete_sequence(view.cache, reads, window);
       });
 
+  nb::class_<LoraView>(m, "LoraView")
+      .def(
+          "__init__",
+          [](LoraView* self, Any down, int down_type, Any up, int up_type, int64_t rank, int64_t columns, int64_t rows,
+             float scale) {
+            Matrix a = matrix(down, down_type, rank, columns, std::nullopt, std::nullopt);
+            Matrix b = matrix(up, up_type, rank, rows, std::nullopt, std::nullopt);
+            new (self) LoraView{down, up, {0, 0, a, b, scale}};
+          },
+          "down"_a.noconvert(), "down_type"_a, "up"_a.noconvert(), "up_type"_a, "rank"_a, "columns"_a, "rows"_a,
+          "scale"_a);
+
   m.def(
       "first_id_outside", [](In<int32_t> ids, int64_t limit) {
         return first_id_outside(ids.data(), static_cast<int64_t>(ids.size()), limit);
@@ -209,6 +231,22 @@ NB_MODULE(_native, m) {
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
           nb::arg(), nb::arg().none().noconvert(), nb::arg().none().noconvert(),
           nb::arg().none().noconvert(), nb::arg().noconvert(), nb::arg())
+      .def(
+          "lora_add",
+          [](const Set& set, In<float> x, const std::vector<std::tuple<int64_t, int64_t, const LoraView*>>& adapted,
+             Out<float> y, ThreadPool& pool) {
+            std::vector<LoraRows> groups;
+            for (const auto& [begin, end, view] : adapted) {
+              groups.push_back(view->rows);
+              groups.back().begin = begin;
+              groups.back().end = end;
+            }
+            set.perform(pool, x.size() + y.size() > kLong / 16,
+                        [&k = set.k, &pool, x = x.data(), groups = std::move(groups), y = y.data()] {
+                          k.lora_add(x, groups.data(), static_cast<int64_t>(groups.size()), y, pool);
+                        });
+          },
+          nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg())
       .def(
           "embed_rows",
           [](const Set& set, In<int32_t> ids, Any data, int type, int64_t rows, int64_t columns,

@@ -33,6 +33,7 @@ LAYERS = {
     "memory_estimate": 4,
     "model_info": 4,
     "quantization_comparison": 4,
+    "tool_calls": 4,
     "demo": 4,
     "cli": 5,
     "server": 5,

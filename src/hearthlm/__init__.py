@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hearthlm.models.family import PromptTemplate, PromptTemplates
     from hearthlm.runtime.lora import LoraAdapter
     from hearthlm.runtime.sampler import TokenLogprobs
+    from hearthlm.tool_calls import ToolCall, ToolCallReader
 
 # Loaded when first asked for: `import hearthlm` costs next to nothing.
 _HOMES = {
@@ -63,6 +64,8 @@ _HOMES = {
     "TensorMismatchError": "errors",
     "TokenLogprobs": "runtime.sampler",
     "TokenizerFormatError": "errors",
+    "ToolCall": "tool_calls",
+    "ToolCallReader": "tool_calls",
     "TruncatedFileError": "errors",
     "UnsafeFileError": "errors",
     "UnsupportedModelError": "errors",
@@ -106,6 +109,8 @@ __all__ = [
     "TensorMismatchError",
     "TokenLogprobs",
     "TokenizerFormatError",
+    "ToolCall",
+    "ToolCallReader",
     "TruncatedFileError",
     "UnsafeFileError",
     "UnsupportedModelError",

@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -74,11 +74,18 @@ class ResponseIncrement:
 class Answer:
     """Turn the ids of one response into text, event by event."""
 
-    def __init__(self, stream: IdStream, tokenizer: Tokenizer, stop_strings: Sequence[str], index: int = 0) -> None:
+    def __init__(
+        self,
+        stream: IdStream,
+        tokenizer: Tokenizer,
+        stop_strings: Sequence[str],
+        index: int = 0,
+        shown_ids: Collection[int] = (),
+    ) -> None:
         self._stream = stream
         self._index = index
         self._num_reported = 0  # ids that increments have told of
-        self._decoder = StreamDecoder(tokenizer, prompt_tail_ids=stream.session.ids)
+        self._decoder = StreamDecoder(tokenizer, prompt_tail_ids=stream.session.ids, shown_ids=shown_ids)
         self._stops = StopMatcher(stop_strings)
         self._num_prompt_ids = len(stream.session.ids)
         self._parts: list[str] = []
@@ -181,11 +188,13 @@ class Call:
         max_output_tokens: int | None,
         num_logprobs: int,
         constraint: Constraint | None = None,
+        shown_ids: Collection[int] = (),
         on_end: Callable[[Answer | None], None],
     ) -> None:
         """Take what is needed to begin.
 
-        `context` returns the ids of the whole context when the call begins. `on_end` is called when the last answer
+        `context` returns the ids of the whole context when the call begins. `shown_ids` are special tokens that the
+        text shows. `on_end` is called when the last answer
         is over, or none could begin, and the session is free again; it gets the first answer, or None.
         """
         self._session = session
@@ -197,6 +206,7 @@ class Call:
         self._max_output_tokens = max_output_tokens
         self._num_logprobs = num_logprobs
         self._constraint = constraint
+        self._shown_ids = shown_ids
         self._on_end = on_end
         self._streams: list[IdStream] = []
         self.answers: list[Answer] = []
@@ -212,7 +222,10 @@ class Call:
                 num_logprobs=self._num_logprobs,
                 constraint=self._constraint,
             )
-            answers = [Answer(stream, self._tokenizer, self._stop_strings, i) for i, stream in enumerate(streams)]
+            answers = [
+                Answer(stream, self._tokenizer, self._stop_strings, i, self._shown_ids)
+                for i, stream in enumerate(streams)
+            ]
             if notify is not None:
                 for stream, answer in zip(streams, answers, strict=True):
                     stream.on_event(partial(notify, answer))

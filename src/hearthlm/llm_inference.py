@@ -33,9 +33,9 @@ from hearthlm.answer import (
     run_calls,
 )
 from hearthlm.chat import ChatFormat, Message, chat_format
-from hearthlm.errors import EngineClosedError, ModelFormatError
+from hearthlm.errors import EngineClosedError, ModelFormatError, ResponseFormatError, UnsupportedModelError
 from hearthlm.models.family import PromptTemplates
-from hearthlm.runtime.constraint import Constraint, ConstraintCompiler, ResponseFormat
+from hearthlm.runtime.constraint import WHITE_SPACE, Constraint, ConstraintCompiler, ResponseFormat
 from hearthlm.runtime.cpu_count import default_num_threads
 from hearthlm.runtime.engine import Engine
 from hearthlm.runtime.lora import LoraAdapter, open_adapter
@@ -45,6 +45,7 @@ from hearthlm.runtime.session import Session
 from hearthlm.runtime.transformer import ActivationDataType, CacheDataType, TransformerExecutor
 from hearthlm.runtime.weights import WeightPlacement
 from hearthlm.tokenizers import Tokenizer
+from hearthlm.tool_calls import ToolCallReader, call_grammar, checked_choice, checked_tools, relaxed_tools
 
 DEFAULT_MAX_TOKENS = 512
 DEFAULT_PREFIX_CACHE_MB = 256
@@ -141,7 +142,9 @@ class LlmInferenceSessionOptions:
     `response_format` is the form of the answer, which is enforced token by token: {"type": "json_object"},
     {"type": "json_schema", "json_schema": {"schema": {...}}} or {"type": "regex", "pattern": "..."}; an answer that
     ends with "stop" has it. It needs llguidance (`pip install "hearthlm[grammar]"`); a form that cannot be enforced
-    is a ResponseFormatError of the call.
+    is a ResponseFormatError of the call. `tools` are what the model may call, in the form of OpenAI's API, with
+    messages only and where its chat template knows tools; `tool_choice` is "auto", "none", "required" or a tool's name,
+    and a call that has begun is enforced like a form. `LlmInference.tool_call_reader` reads calls out of the text.
     Raises TypeError or ValueError, by name, for a wrong value and NotImplementedError for what is not built yet.
     """
 
@@ -160,6 +163,9 @@ class LlmInferenceSessionOptions:
     logit_bias: Mapping[int, float] | None = None
     logprobs: int = 0
     response_format: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str | Mapping[str, Any] = "auto"
+    parallel_tool_calls: bool = True
 
     def __post_init__(self) -> None:
         _check_integer("top_k", self.top_k, at_least=0)
@@ -180,7 +186,12 @@ class LlmInferenceSessionOptions:
             raise TypeError(f"prompt_templates: expected PromptTemplates, got {self.prompt_templates!r:.80}")
         if self.lora is not None and not isinstance(self.lora, LoraAdapter):
             raise TypeError(f"lora: expected what load_lora returned, got {self.lora!r:.80}")
-        ResponseFormat.parse(self.response_format)
+        has_form = ResponseFormat.parse(self.response_format) is not None
+        if self.tools:
+            if checked_choice(self.tool_choice, checked_tools(self.tools)) != "none" and has_form:
+                raise ValueError("tools: expected no response_format beside them, unless tool_choice is none")
+        elif self.tool_choice not in ("auto", "none"):
+            raise ValueError(f"tool_choice: expected tools beside {self.tool_choice!r:.80}")
         self.sampler()
 
     def sampler(self, response_index: int = 0) -> Sampler:
@@ -476,6 +487,13 @@ class LlmInference:
         """
         self._constraint(options)
 
+    def tool_call_reader(self, options: LlmInferenceSessionOptions) -> ToolCallReader | None:
+        """Return what parts an answer into text and calls of the `tools` of `options`; None where none can come."""
+        tools, syntax = _active_tools(options), self.chat_format.tool_syntax if options.tools else None
+        if not tools or syntax is None:
+            return None
+        return ToolCallReader(syntax, [tool["function"]["name"] for tool in tools])
+
     def size_in_tokens(self, text: str) -> int:
         """Return the number of tokens of a text, the start token not counted."""
         return len(self.tokenizer.encode(_checked_text(text, "text")))
@@ -516,7 +534,7 @@ class LlmInference:
             )
         elif len(prompt) and isinstance(prompt[0], Mapping):
             messages = cast("Sequence[Message]", prompt)
-            ids = self._checked_by_model(self.chat_format.encode(messages))
+            ids = self._checked_by_model(self.chat_format.encode(messages, tools=_active_tools(options)))
             if messages[-1]["role"] in ("assistant", "model"):
                 raise ValueError("messages: the last is the model's own: expected one of the user")
         else:
@@ -589,19 +607,62 @@ class LlmInference:
             max_output_tokens=options.max_output_tokens,
             num_logprobs=options.logprobs,
             constraint=self._constraint(options),
+            shown_ids=[i for i in self._call_ids() if i is not None] if _active_tools(options) else (),
             on_end=on_end,
         )
 
     def _constraint(self, options: LlmInferenceSessionOptions) -> Constraint | None:
         """Return the compiled form of the answers of a call."""
         response_format = ResponseFormat.parse(options.response_format)
-        if response_format is None:
+        tools = _active_tools(options)
+        if response_format is None and not tools:
             return None
         if self._constraints is None:
             self._constraints = ConstraintCompiler(
                 self.tokenizer, self._model.architecture.vocab_size, self._model.stop_ids
             )
-        return self._constraints.compile(response_format)
+        if response_format is not None:
+            return self._constraints.compile(response_format)
+        try:
+            grammar = self._call_format(options, tools)
+            return None if grammar is None else self._constraints.compile(grammar)
+        except ResponseFormatError:
+            grammar = self._call_format(options, relaxed_tools(tools))
+            return None if grammar is None else self._constraints.compile(grammar)
+
+    def _call_format(
+        self, options: LlmInferenceSessionOptions, tools: Sequence[Mapping[str, Any]]
+    ) -> ResponseFormat | None:
+        """Return the form of an answer that may, or has to, call tools; None where it may be any text."""
+        syntax = self.chat_format.tool_syntax
+        if syntax is None:
+            raise UnsupportedModelError("tools: this model's chat template knows none, or a way that is not supported")
+        begin, end = self._call_ids()
+        grammar = call_grammar(
+            syntax,
+            tools,
+            checked_choice(options.tool_choice, tools),
+            begin_id=begin,
+            end_id=end,
+            parallel=options.parallel_tool_calls,
+            white_space=WHITE_SPACE,
+        )
+        return None if grammar is None else ResponseFormat.of_grammar(grammar)
+
+    def _call_ids(self) -> tuple[int | None, int | None]:
+        """Return the special tokens that stand before and after a call of a tool, None for what is text."""
+        syntax = self.chat_format.tool_syntax
+        if syntax is None:
+            return None, None
+        begin, end = (self.tokenizer.token_id(text) if text else None for text in (syntax.begin, syntax.end))
+        is_special = self.tokenizer.is_special
+        return begin if begin and is_special(begin) else None, end if end and is_special(end) else None
+
+
+def _active_tools(options: LlmInferenceSessionOptions) -> list[dict[str, Any]]:
+    """Return the tools that a call may use."""
+    tools = checked_tools(options.tools)
+    return [] if not tools or checked_choice(options.tool_choice, tools) == "none" else tools
 
 
 def max_tokens_of(wanted: int | None, built_in: int) -> int:

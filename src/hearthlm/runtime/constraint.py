@@ -39,7 +39,11 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """Hold a form that is sound in itself: `kind` "json_schema" with the schema's JSON, or "regex" with the pattern."""
+    """Hold a form that is sound in itself.
+
+    `kind` is "json_schema" with the schema's JSON, "regex" with the pattern, or "lark" with a grammar of ours, which
+    may name special tokens by their ids, as <[7]>; nothing else ever allows one.
+    """
 
     kind: str
     source: str
@@ -74,6 +78,12 @@ class ResponseFormat:
         raise ResponseFormatError(
             f"response_format: type: expected text, json_object, json_schema or regex, got {kind!r:.80}"
         )
+
+    @classmethod
+    def of_grammar(cls, source: str) -> ResponseFormat:
+        """Return a form that is a grammar of ours; raises ResponseFormatError for one that is too long."""
+        _check_size(source)
+        return cls("lark", source)
 
 
 def _checked_schema(schema: Any) -> str:
@@ -170,8 +180,14 @@ class _Vocabulary:
                 )
         self._ids = {token: i for i, token in reversed(list(enumerate(self.tokens))) if token}
         self._longest = max(map(len, self._ids), default=1)
+        special = {
+            i: tokenizer.piece(i).encode("utf-8")
+            for i in range(min(vocab_size, tokenizer.vocab_size))
+            if tokenizer.is_special(i) and tokenizer.piece(i) and i not in stop_ids
+        }
+        spelled = [special.get(i, token) for i, token in enumerate(self.tokens)]
         self.handle = llguidance.LLTokenizer(
-            _Spelled(self.tokens, self.encode, self.stop_ids[0] if stop_ids else vocab_size),
+            _Spelled(spelled, list(special), self.encode, self.stop_ids[0] if stop_ids else vocab_size),
             n_vocab=self.num_ids,
             eos_token=list(stop_ids) if stop_ids else vocab_size,
         )
@@ -206,9 +222,9 @@ class _Spelled:
 
     is_tokenizer_wrapper = True
 
-    def __init__(self, tokens: Sequence[bytes], encode: Any, end_id: int) -> None:
+    def __init__(self, tokens: Sequence[bytes], special_ids: list[int], encode: Any, end_id: int) -> None:
         self.tokens = tokens
-        self.special_token_ids: list[int] = []
+        self.special_token_ids = special_ids
         self.bos_token_id = None
         self.eos_token_id = end_id
         self._encode = encode
@@ -252,7 +268,9 @@ def _compiled(response_format: ResponseFormat, vocabulary: _Vocabulary) -> Any:
     llguidance = _llguidance()
     limits = llguidance.LLParserLimits(**_LIMITS)
     try:
-        if response_format.kind == "regex":
+        if response_format.kind == "lark":
+            grammar = llguidance.LLMatcher.grammar_from_lark(response_format.source)
+        elif response_format.kind == "regex":
             grammar = llguidance.LLMatcher.grammar_from_regex(response_format.source)
         else:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(
@@ -302,7 +320,8 @@ class Matcher:
         if self._beginning is not None:
             token = self._beginning.tokens[token_id]
             self._beginning = self._first_handle = None
-            self._handle.consume_tokens(self._vocabulary.ids_of(token))
+            # A special token has no bytes, and is the same at the beginning.
+            self._handle.consume_tokens(self._vocabulary.ids_of(token) if token else [token_id])
         else:
             self._handle.consume_token(token_id)
         self._check(self._handle)

@@ -188,26 +188,27 @@ class Generation(_Work):
         for i, logits in enumerate(rows):
             allowed = None if self._matcher is None else self._matcher.mask()
             chosen = self._sampler.sample(logits, first + i, self._output_ids, self._context_ids, allowed)
-            is_done = self._take_chosen(chosen, logits, pool)
+            reason = self._take_chosen(chosen, logits, pool)
             is_right = i < num_guessed and chosen == ids[i + 1]
-            if is_done or not is_right:
+            if reason is not None or not is_right:
                 break
         if num_guessed:
             assert self._lookup is not None
             self._lookup.learn(num_guessed, i)
             if i < num_guessed:
                 self.state.truncate(first + i)
-        if not is_done:
+        if reason is None:
             self.pending.append(chosen)
-        return is_done
+            return False
+        self._finish(reason)  # last: the state is somebody else's from here on
+        return True
 
-    def _take_chosen(self, chosen: int, logits: NDArray[np.float32], pool: kernels.ThreadPool) -> bool:
-        """Add an id to the answer; return True where that ends it."""
+    def _take_chosen(self, chosen: int, logits: NDArray[np.float32], pool: kernels.ThreadPool) -> FinishReason | None:
+        """Add an id to the answer, unless it is a stop; return why the answer ends with it, if it does."""
         if self._first_token is None:
             self._first_token = time.perf_counter()
         if chosen in self._stop_ids:
-            self._finish("stop")
-            return True
+            return "stop"
         self._output_ids.append(chosen)
         if self._lookup is not None:
             self._lookup.append(chosen)
@@ -217,12 +218,8 @@ class Generation(_Work):
         if self._matcher is not None:
             self._matcher.take(chosen)
             if self._matcher.is_over and not self._stop_ids:  # no token could say so
-                self._finish("stop")
-                return True
-        if len(self._output_ids) >= self._max_output_tokens:
-            self._finish("length")
-            return True
-        return False
+                return "stop"
+        return "length" if len(self._output_ids) >= self._max_output_tokens else None
 
     def fail(self, error: BaseException) -> None:
         self._put(error)

@@ -264,7 +264,7 @@ class TransformerExecutor:
             num_in_group[group] += 1
         self._logits = linear(weights.logits, "logits")
         self._is_observed = observe is not None
-        self._recorded: dict[int, _RecordedStep] = {}  # by the number of rows
+        self._recorded: dict[tuple[int, bool], _RecordedStep] = {}  # by the number of rows, and whether any is adapted
 
     @property
     def vocab_size(self) -> int:
@@ -351,8 +351,9 @@ class TransformerExecutor:
         this kind changes their inputs and makes them all at once.
         """
         bias = None if self._alibi is None else self._alibi.columns(step.num_positions)
-        recorded = self._recorded.get(len(ids))
-        if recorded is None or recorded.bias is not bias:
+        kind = len(ids), bool(step.adapted)
+        recorded = self._recorded.get(kind)
+        if recorded is None or recorded.bias is not bias or recorded.adapted != step.adapted:
             recording = kernels.record()
             if recording is None:
                 return self.normalize(self._run_layers(self._embed(ids, step), step))
@@ -360,7 +361,7 @@ class TransformerExecutor:
             rotations = {table: table.rows(step.positions) for table in self._tables.values()}
             x = self._run_layers(self._embed(ids, step), step, rotations)
             hidden = self._norm(x, self.architecture.final_norm, self._weights.final_norm, recording.kernels)
-            self._recorded[len(ids)] = _RecordedStep(recording, ids, step, rotations, bias, hidden)
+            self._recorded[kind] = _RecordedStep(recording, ids, step, rotations, bias, hidden)
             return hidden
         recorded.repeat(ids, step, self._pool)
         return recorded.hidden
@@ -481,6 +482,7 @@ class _RecordedStep:
         bias: Rows | None,
         hidden: Rows,
     ) -> None:
+        self.adapted = step.adapted  # also keeps the factors alive
         self.bias = bias
         self.hidden = hidden
         self._recording = recording
@@ -536,8 +538,8 @@ class _Step:
 
     @property
     def can_repeat(self) -> bool:
-        """Whether the calls are those of every step of as many rows: the logits of all are wanted, none is adapted."""
-        return self.all_wanted and not self.adapted and not self._wants_hidden
+        """Whether the calls are those of every step of as many rows with the same adapters: all logits are wanted."""
+        return self.all_wanted and not self._wants_hidden
 
     @property
     def _wants_hidden(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -21,6 +22,8 @@ from hearthlm.server.served_model import Target
 from hearthlm.server.service import Service
 from hearthlm.server.streaming import EventStream, disconnected
 
+# What a message may hold beside its role and its content.
+_MORE = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}
 LOWEST_LOGPROB = -9999.0  # what OpenAI's API writes for a probability of 0, which JSON has no number for
 
 
@@ -28,9 +31,10 @@ async def chat_completions(request: Request) -> Response:
     body = decode(await request.body(), ChatRequest)
     service = Service.of(request)
     target = service.models.find(body.model)
-    messages = chat_messages(body.messages)
-    prompts = [await _prompt_ids(target, messages, "messages")]
-    return await _answer(request, service, target, body, prompts, ChatReply(target, body))
+    options, seed = await _session_options(target, body)
+    prompts = [await _prompt_ids(target, chat_messages(body.messages), options, "messages")]
+    reply = ChatReply(target, body, seed, options)
+    return await _answer(request, service, target, body, prompts, options, reply)
 
 
 async def completions(request: Request) -> Response:
@@ -40,15 +44,38 @@ async def completions(request: Request) -> Response:
     if body.echo and body.logprobs is not None:
         raise ApiError(400, "echo: this server does not echo logprobs", param="echo", code="unsupported_parameter")
     texts = body.prompts()
-    prompts = [await _prompt_ids(target, text, "prompt") for text in texts]
-    return await _answer(request, service, target, body, prompts, TextReply(target, body, texts))
+    options, seed = await _session_options(target, body)
+    prompts = [await _prompt_ids(target, text, options, "prompt") for text in texts]
+    return await _answer(request, service, target, body, prompts, options, TextReply(target, body, seed, texts))
 
 
-async def _prompt_ids(target: Target, prompt: Any, param: str) -> list[int]:
-    """Return a prompt's ids; a template may take a while, so another thread writes it."""
-    raw = hearthlm.LlmInferenceSessionOptions(prompt_templates=hearthlm.PromptTemplates())
+async def _session_options(target: Target, body: Sampling) -> tuple[hearthlm.LlmInferenceSessionOptions, int]:
+    """Return how a request samples, and its seed: its own, or one that is drawn; forms are compiled by the way."""
+    limit = target.admission.num_slots
+    if (body.n or 1) > limit:
+        raise ApiError(400, f"n: expected at most {limit}, got {body.n}", param="n", code="invalid_value")
+    seed = secrets.randbits(53) if body.seed is None else body.seed
     try:
-        return await asyncio.to_thread(target.llm.prompt_ids, prompt, raw)
+        options = target.session_options(random_seed=seed, **body.session_changes())
+        for token_id in options.logit_bias or ():
+            if token_id >= (vocab_size := target.llm.info.architecture.vocab_size):
+                raise ValueError(f"logit_bias: expected token ids below {vocab_size}, got {token_id}")
+        await asyncio.to_thread(target.llm.prepare_response_format, options)
+    except hearthlm.UnsupportedModelError as error:
+        raise refusal(error, param="tools") from None
+    except (ValueError, TypeError) as error:
+        raise refusal(error, param=str(error).partition(":")[0]) from None
+    except ImportError as error:
+        raise ApiError(400, str(error), param="response_format", code="response_format_unsupported") from None
+    return options, seed
+
+
+async def _prompt_ids(
+    target: Target, prompt: Any, options: hearthlm.LlmInferenceSessionOptions, param: str
+) -> list[int]:
+    """Return a prompt's ids; a template may take a while, so another thread writes it."""
+    try:
+        return await asyncio.to_thread(target.llm.prompt_ids, prompt, options)
     except Exception as error:
         raise refusal(error, param) from error
 
@@ -69,27 +96,21 @@ def chat_messages(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 param=f"messages[{i}].content",
                 code="unsupported_content",
             )
-        kept.append({"role": role, "content": content})
+        more = [name for name in _MORE.get(str(role), ()) if message.get(name)]
+        kept.append({"role": role, "content": content, **{name: message[name] for name in more}})
     return kept
 
 
 async def _answer(
-    request: Request, service: Service, target: Target, body: Sampling, prompts: list[list[int]], reply: Reply
+    request: Request,
+    service: Service,
+    target: Target,
+    body: Sampling,
+    prompts: list[list[int]],
+    options: hearthlm.LlmInferenceSessionOptions,
+    reply: Reply,
 ) -> Response:
     num_responses = body.n or 1
-    limit = target.admission.num_slots
-    if num_responses > limit:
-        raise ApiError(400, f"n: expected at most {limit}, got {num_responses}", param="n", code="invalid_value")
-    try:
-        options = target.session_options(random_seed=reply.seed, **body.session_changes())
-        for token_id in options.logit_bias or ():
-            if token_id >= (vocab_size := target.llm.info.architecture.vocab_size):
-                raise ValueError(f"logit_bias: expected token ids below {vocab_size}, got {token_id}")
-        await asyncio.to_thread(target.llm.prepare_response_format, options)
-    except (ValueError, TypeError) as error:
-        raise refusal(error, param=str(error).partition(":")[0]) from None
-    except ImportError as error:
-        raise ApiError(400, str(error), param="response_format", code="response_format_unsupported") from None
     ticket = service.enter(target, num_responses * len(prompts))
     items = service.counted(target, jobs.increments(target, ticket, prompts, options, num_responses), ticket)
     if body.stream:
@@ -118,11 +139,11 @@ class Reply:
     chunk_object = ""
     id_prefix = ""
 
-    def __init__(self, target: Target, request: Sampling) -> None:
+    def __init__(self, target: Target, request: Sampling, seed: int) -> None:
         self._target = target
         self._request = request
         self._num_responses = request.n or 1
-        self.seed = secrets.randbits(53) if request.seed is None else request.seed
+        self.seed = seed
         self._head = {
             "id": self.id_prefix + secrets.token_hex(12),
             "created": int(time.time()),
@@ -203,9 +224,12 @@ class ChatReply(Reply):
     chunk_object = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def __init__(self, target: Target, request: ChatRequest) -> None:
-        super().__init__(target, request)
+    def __init__(
+        self, target: Target, request: ChatRequest, seed: int, options: hearthlm.LlmInferenceSessionOptions
+    ) -> None:
+        super().__init__(target, request, seed)
         self._num_top = (request.top_logprobs or 0) if request.logprobs else None
+        self._readers = [target.llm.tool_call_reader(options) for _ in range(self._num_responses)]
 
     def _first_choices(self, num_prompts: int) -> Iterable[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}
@@ -214,17 +238,36 @@ class ChatReply(Reply):
 
     def _choices(self, index: int, step: hearthlm.ResponseIncrement) -> Iterable[dict[str, Any]]:
         logprobs = self._logprobs(step.logprobs) if step.logprobs else None
-        if step.text or logprobs:
-            yield {"index": index, "delta": {"content": step.text}, "logprobs": logprobs, "finish_reason": None}
-        if step.finish_reason is not None:
-            yield {"index": index, "delta": {}, "logprobs": None, "finish_reason": step.finish_reason}
+        text, calls = step.text, list[dict[str, Any]]()
+        finish_reason: str | None = step.finish_reason
+        if (reader := self._readers[step.index]) is not None:
+            text = reader.push(text)
+            if finish_reason is not None:
+                rest, found = reader.finish()
+                text, calls = text + rest, _tool_calls(found)
+        if text or logprobs:
+            yield {"index": index, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": None}
+        if calls:
+            numbered = [{"index": i, **call} for i, call in enumerate(calls)]
+            yield {"index": index, "delta": {"tool_calls": numbered}, "logprobs": None, "finish_reason": None}
+            finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
+        if finish_reason is not None:
+            yield {"index": index, "delta": {}, "logprobs": None, "finish_reason": finish_reason}
 
     def _whole_choice(self, index: int, result: hearthlm.GenerationResult, j: int) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": result.texts[j], "refusal": None}
+        finish_reason: str = result.finish_reasons[j]
+        if (reader := self._readers[j]) is not None:
+            said = reader.push(result.texts[j])
+            rest, found = reader.finish()
+            if found:
+                message |= {"content": said + rest or None, "tool_calls": _tool_calls(found)}
+                finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
         return {
             "index": index,
-            "message": {"role": "assistant", "content": result.texts[j], "refusal": None},
+            "message": message,
             "logprobs": None if result.logprobs is None else self._logprobs(result.logprobs[j]),
-            "finish_reason": result.finish_reasons[j],
+            "finish_reason": finish_reason,
         }
 
     def _logprobs(self, entries: Sequence[hearthlm.TokenLogprobs]) -> dict[str, Any] | None:
@@ -249,8 +292,10 @@ class TextReply(Reply):
     chunk_object = "text_completion"
     id_prefix = "cmpl-"
 
-    def __init__(self, target: Target, request: CompletionRequest, prompts: Sequence[str | list[int]]) -> None:
-        super().__init__(target, request)
+    def __init__(
+        self, target: Target, request: CompletionRequest, seed: int, prompts: Sequence[str | list[int]]
+    ) -> None:
+        super().__init__(target, request, seed)
         self._num_top = request.logprobs
         tokenizer = target.llm.tokenizer
         self._echoes = [
@@ -300,6 +345,18 @@ class TextReply(Reply):
 
     def _token(self, token_id: int) -> str:
         return self._target.llm.tokenizer.token_bytes(token_id, skip_special=False).decode("utf-8", "replace")
+
+
+def _tool_calls(calls: Sequence[hearthlm.ToolCall]) -> list[dict[str, Any]]:
+    """Return calls as OpenAI's API has them: with an id, and the arguments as text."""
+    return [
+        {
+            "id": f"call_{secrets.token_hex(12)}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+        }
+        for call in calls
+    ]
 
 
 def _finite(logprob: float) -> float:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+import hearthlm
 from hearthlm.server.errors import ApiError
 
 MAX_STOP_STRINGS = 16
@@ -91,6 +92,7 @@ class ChatRequest(Sampling, kw_only=True):
     top_logprobs: _TopLogprobs | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
     def session_changes(self) -> dict[str, Any]:
         changes = super().session_changes()
@@ -100,6 +102,11 @@ class ChatRequest(Sampling, kw_only=True):
             raise ApiError(400, "top_logprobs: expected logprobs to be true beside it", param="top_logprobs")
         if self.logprobs:
             changes["logprobs"] = max(1, self.top_logprobs or 0)
+        if self.tools:
+            changes["tools"] = tuple(self.tools)
+            changes["parallel_tool_calls"] = self.parallel_tool_calls is not False
+        if self.tool_choice is not None:
+            changes["tool_choice"] = self.tool_choice
         return changes
 
 
@@ -109,7 +116,7 @@ class CompletionRequest(Sampling, kw_only=True):
     echo: bool | None = None
 
     def session_changes(self) -> dict[str, Any]:
-        changes = super().session_changes()
+        changes = super().session_changes() | {"prompt_templates": hearthlm.PromptTemplates()}
         if self.logprobs is not None:
             changes["logprobs"] = max(1, self.logprobs)
         return changes
