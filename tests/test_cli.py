@@ -487,3 +487,25 @@ def test_quantize_compares_methods(small_checkpoint: Path, tmp_path: Path) -> No
     assert cost["float"] == 0
     assert 0 < cost["8/8/8 minmax"] < cost["4/4/8 minmax"] < cost["4/4/4 minmax"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "text.txt"]
+
+
+def test_an_answer_is_held_to_a_form(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    properties = {"ok": {"type": "boolean"}}
+    schema.write_text(
+        json.dumps({"type": "object", "properties": properties, "required": ["ok"], "additionalProperties": False})
+    )
+    answer = run("run", "Hello", "--json-schema", schema, "--max-tokens", "400", "--temperature", "0").stdout
+    assert json.loads(answer) in ({"ok": True}, {"ok": False})
+    assert run("run", "Hello", "--regex", "(yes|no)[.]").stdout in (b"yes.\n", b"no.\n")
+    schema.write_text("{")
+    for wrong, says in (
+        (("--json-schema", schema), b"expected JSON"),
+        (("--regex", "("), b"cannot be enforced"),
+        (("--regex", "a", "--json-schema", schema), b"got both"),
+        (("--json-schema", tmp_path / "none.json"), b"none.json"),
+    ):
+        result = run("run", "Hello", *wrong)
+        assert result.returncode in (ExitCode.USAGE, ExitCode.NO_INPUT)
+        assert says in result.stderr
+        assert result.stdout == b""

@@ -38,7 +38,13 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray makes one and keeps it in the home folder
     ray = pytest.importorskip("ray")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    for _ in range(4):  # it gives its own processes 30 s to start, which a busy machine may need for reading them
+        try:
+            ray.init(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+            break
+        except Exception:
+            ray.shutdown()
+    assert ray.is_initialized()
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()

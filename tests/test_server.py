@@ -327,6 +327,10 @@ def test_a_client_that_leaves_frees_its_slot() -> None:
                                     leaving.post("/v1/chat/completions", json=body)
                                 raise httpx.ReadTimeout("enough")
                 server.wait_until_idle()
+        body = {"input": ["fox " * 25_000] * 8}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/embeddings", json=body, timeout=httpx.Timeout(60, read=0.5))
+        server.wait_until_idle()
         assert server.metric("responses_total") == 0
         assert server.chat().status_code == 200
 
@@ -334,6 +338,19 @@ def test_a_client_that_leaves_frees_its_slot() -> None:
 def _never_stop() -> dict[str, float]:
     with hearthlm.LlmInference.create_from_model_path(model_path()) as llm:
         return {str(i): -100.0 for i in llm.info.stop_ids}
+
+
+def test_langchain_gets_an_answer_through_a_chain(server: ServerProcess) -> None:
+    langchain_openai = pytest.importorskip("langchain_openai")
+    prompts = pytest.importorskip("langchain_core.prompts")
+    model = langchain_openai.ChatOpenAI(
+        base_url=f"{server.url}/v1", api_key="none", model="demo", max_tokens=20, seed=1, max_retries=0
+    )
+    chain = prompts.ChatPromptTemplate.from_messages([("user", "Tell me a story about a {who}.")]) | model
+    answer = chain.invoke({"who": "fox"})
+    assert answer.content == server.chat(max_tokens=20, seed=1).json()["choices"][0]["message"]["content"]
+    assert answer.usage_metadata["output_tokens"] == 20
+    assert "".join(part.content for part in chain.stream({"who": "fox"})) == answer.content
 
 
 def test_beyond_the_line_a_client_is_told_to_come_back() -> None:

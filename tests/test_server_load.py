@@ -123,8 +123,8 @@ def test_every_client_gets_what_it_would_get_alone(num_clients: int, num_request
             assert texts == {alone.texts[0]}
 
 
-def test_a_thousand_requests_leave_the_memory_as_it_was() -> None:
-    """In one process, without the network: what an answer takes is given back."""
+def test_hundreds_of_requests_leave_the_memory_as_it_was() -> None:
+    """One after the other: what an answer takes is given back."""
     with ServerProcess("--max-tokens", "256", "--prefix-cache-mb", "4") as server:
         for _ in range(100):
             assert server.chat(max_tokens=4).status_code == 200

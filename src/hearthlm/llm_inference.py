@@ -445,13 +445,18 @@ class LlmInference:
         return self._engine.score(checked, self._default_options.lora)
 
     def embed(
-        self, texts: str | Sequence[str | Sequence[int]], *, normalize: bool = True, lora: LoraAdapter | None = None
+        self,
+        texts: str | Sequence[str | Sequence[int]],
+        *,
+        normalize: bool = True,
+        lora: LoraAdapter | None = None,
+        cancelled: threading.Event | None = None,
     ) -> NDArray[np.float32]:
         """Return float32 [len(texts), embedding_dim]: the mean of the last layer's rows over each text's tokens.
 
         The start token is counted in, no template is applied; a text given as ids is taken as it is. With `normalize`
-        each row has length 1. `lora` is an adapter that `load_lora` returned. Raises ContextLengthError beyond
-        `max_tokens`.
+        each row has length 1. `lora` is an adapter that `load_lora` returned. Setting `cancelled` from another thread
+        ends the work within one step, with EngineClosedError. Raises ContextLengthError beyond `max_tokens`.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         vocab_size = self._model.architecture.vocab_size
@@ -461,7 +466,7 @@ class LlmInference:
         ]
         rows = np.zeros((len(texts), self._model.architecture.embedding_dim), np.float32)
         for row, ids in zip(rows, all_ids, strict=True):
-            row[:] = self._engine.embed(ids, self._checked_lora(lora))
+            row[:] = self._engine.embed(ids, self._checked_lora(lora), cancelled)
         if normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return rows

@@ -321,7 +321,7 @@ class _Awaited(_Work):
         self._done.put(error)
 
     def on_cancelled(self) -> None:
-        self.fail(EngineClosedError("the model was closed before the answer was complete"))
+        self.fail(EngineClosedError("the model was closed, or the call cancelled, before the answer was complete"))
 
 
 class Scoring(_Awaited):
@@ -469,8 +469,13 @@ class Engine:
         finally:
             state.close()
 
-    def embed(self, ids: Sequence[int], adapter: LoraAdapter | None = None) -> NDArray[np.float32]:
-        """Return float32 [embedding_dim]: the mean over all ids of the last layer's normed rows."""
+    def embed(
+        self, ids: Sequence[int], adapter: LoraAdapter | None = None, cancelled: threading.Event | None = None
+    ) -> NDArray[np.float32]:
+        """Return float32 [embedding_dim]: the mean over all ids of the last layer's normed rows.
+
+        Setting `cancelled` ends it before the next step, with EngineClosedError.
+        """
         if not ids:
             raise ValueError("ids: expected at least one")
         if len(ids) > self.max_tokens:
@@ -478,6 +483,7 @@ class Engine:
         state = self.executor.new_state(adapter)
         try:
             embedding = Embedding(state, ids)
+            embedding.cancelled = cancelled or embedding.cancelled
             self._submit(embedding)
             return embedding.result()
         finally:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
@@ -33,6 +36,8 @@ from hearthlm.server.requests import DetokenizeRequest, EmbeddingRequest, Tokeni
 from hearthlm.server.served_model import Models, ModelTable, model_info, model_object
 from hearthlm.server.service import Service
 from hearthlm.server.streaming import disconnected
+
+_log = logging.getLogger("hearthlm.server")
 
 
 def create_app(models: Models | Callable[[], Models], options: ServerOptions | None = None) -> Starlette:
@@ -90,6 +95,7 @@ class _Outermost:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
+        begun = time.monotonic()
 
         async def counted(message: Message) -> None:
             nonlocal has_started
@@ -97,6 +103,7 @@ class _Outermost:
                 has_started = True
                 path = getattr(scope.get("route"), "path", "other")
                 self._service.metrics.count_request(path, message["status"])
+                _log.info("%s %s %d %.3f s", scope["method"], path, message["status"], time.monotonic() - begun)
             await send(message)
 
         if scope["type"] != "http":
@@ -189,13 +196,14 @@ async def _embeddings(request: Request) -> Response:
         raise ApiError(400, f"dimensions: this model's embeddings have {dim}", param="dimensions")
     inputs = body.inputs()
     ticket = service.enter(target, 1)
+    cancelled = threading.Event()
 
     async def embed() -> list[np.ndarray]:
         await ticket.admitted.wait()
         rows = []
         for item in inputs:  # one at a time: a client that leaves takes the others along
             try:
-                rows.append(await asyncio.to_thread(target.llm.embed, [item], lora=target.adapter))
+                rows.append(await asyncio.to_thread(target.llm.embed, [item], lora=target.adapter, cancelled=cancelled))
             except Exception as error:
                 raise refusal(error, "input") from error
         return rows
@@ -203,6 +211,7 @@ async def _embeddings(request: Request) -> Response:
     try:
         rows = await service.running.until(embed(), disconnected(request.receive))
     finally:
+        cancelled.set()
         ticket.leave()
     if rows is None:
         return Response(status_code=499)  # nobody reads it

@@ -57,6 +57,8 @@ def run_server(
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=options.max_header_bytes,
     )
+    if not _log.isEnabledFor(logging.INFO):
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # anybody can send what is no HTTP
     config.load()
     config.hearthlm_options = options  # type: ignore[attr-defined]
     service: Service = app.state.service
