@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEB := tests/web/node_modules
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*)
 
-.PHONY: setup demo test test-slow test-oracles test-web test-sanitize test-qemu check bench docs clean
+.PHONY: setup demo test test-slow test-oracles test-ray test-web test-sanitize test-qemu check bench docs clean
 
 setup: $(VENV)/.built
 
@@ -26,11 +26,23 @@ $(VENV)/.oracles: $(VENV)/.built
 	$(BIN)/python -m pip install --quiet --editable '.[test,oracles]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --editable '.[test,ray]'
+	touch $@
+
 demo: setup
 	$(BIN)/hearthlm run "Tell me a story about a brave little boat."
 
 test: setup
 	$(BIN)/python -m pytest -m "not oracle and not slow and not web and not peer and not ray"
+
+# On a Ray cluster of two CPUs of this machine.
+test-ray: $(VENV)/.ray
+	$(BIN)/python -m pytest -m ray
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not oracle and not web and not peer and not ray"
@@ -64,8 +76,10 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/real_size.py
 
-docs: setup
+# The site lies in site/ afterwards; a warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
 	$(BIN)/python -m pytest tests/test_docs.py
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

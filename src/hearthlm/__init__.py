@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hearthlm import bundler
+    from hearthlm import batch, bundler
     from hearthlm.answer import GenerationResult, ResponseIncrement
     from hearthlm.errors import (
         BundleError,
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     )
     from hearthlm.llm_inference import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
     from hearthlm.llm_inference_session import LlmInferenceSession
+    from hearthlm.machine_info import MachineInfo, MachineLimits, inspect_machine, measure_machine
+    from hearthlm.memory_estimate import MemoryEstimate, estimate_memory
     from hearthlm.model_info import FileInfo, ModelInfo, inspect_file, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
     from hearthlm.runtime.lora import LoraAdapter
@@ -47,6 +49,9 @@ _HOMES = {
     "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
     "LoraAdapter": "runtime.lora",
+    "MachineInfo": "machine_info",
+    "MachineLimits": "machine_info",
+    "MemoryEstimate": "memory_estimate",
     "ModelFormatError": "errors",
     "ModelInfo": "model_info",
     "PromptTemplate": "models.family",
@@ -64,12 +69,15 @@ _HOMES = {
     "TruncatedFileError": "errors",
     "UnsafeFileError": "errors",
     "UnsupportedModelError": "errors",
+    "estimate_memory": "memory_estimate",
     "inspect_file": "model_info",
+    "inspect_machine": "machine_info",
     "inspect_model": "model_info",
+    "measure_machine": "machine_info",
 }
 
 # As in MediaPipe, the toolchain's parts are modules: `from hearthlm import bundler`.
-_MODULES = ("bundler",)
+_MODULES = ("batch", "bundler")
 
 __version__ = "0.1.0"
 
@@ -86,6 +94,9 @@ __all__ = [
     "LlmInferenceSession",
     "LlmInferenceSessionOptions",
     "LoraAdapter",
+    "MachineInfo",
+    "MachineLimits",
+    "MemoryEstimate",
     "ModelFormatError",
     "ModelInfo",
     "PromptTemplate",
@@ -104,9 +115,13 @@ __all__ = [
     "UnsafeFileError",
     "UnsupportedModelError",
     "__version__",
+    "batch",
     "bundler",
+    "estimate_memory",
     "inspect_file",
+    "inspect_machine",
     "inspect_model",
+    "measure_machine",
 ]
 
 

@@ -6,7 +6,7 @@ import atexit
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -26,6 +26,7 @@ from hearthlm.answer import (
     GenerationResult,
     ResponseIncrement,
     ResultListener,
+    call_outcomes,
     deliver_increments,
     deliver_to_asyncio,
     deliver_to_future,
@@ -222,7 +223,7 @@ class LlmInference:
             raise TypeError(f"options: expected LlmInferenceOptions, got {type(options).__name__}")
         self._options = options
         with Model.open(options.model_path) as model:
-            max_tokens = _max_tokens(options.max_tokens, model.architecture.context_length)
+            max_tokens = max_tokens_of(options.max_tokens, model.architecture.context_length)
             weights = model.load_weights(placement=options.weights, progress=progress)
         self._model = model
         num_threads = options.num_threads or default_num_threads()
@@ -401,6 +402,38 @@ class LlmInference:
         all_ids = [self._ids_of(prompt, options) for prompt in prompts]
         calls = (self._call(ids, options, num_responses) for ids in all_ids)
         return list(run_calls(calls, max(1, MAX_CALLS_AT_ONCE // num_responses)))
+
+    def generate_each(
+        self,
+        requests: Iterable[tuple[Prompt, LlmInferenceSessionOptions | None] | Exception],
+        *,
+        max_at_once: int = MAX_CALLS_AT_ONCE,
+    ) -> Generator[GenerationResult | Exception, None, None]:
+        """Yield what `generate` returns for each prompt with options of its own, in order, computed side by side.
+
+        A request that fails leaves its exception in place of a result, and the others go on; only that the model was
+        closed, or memory ran out, is raised. An exception among `requests` is given back in its place. They are read
+        as answers get ready: there may be endlessly many, and at most four times `max_at_once` results wait for a long
+        one before them.
+        """
+        _check_integer("max_at_once", max_at_once, at_least=1)
+        num_responses = self._options.num_responses
+
+        def calls() -> Iterator[Call | Exception]:
+            for request in requests:
+                if isinstance(request, Exception):
+                    yield request
+                    continue
+                prompt, options = request
+                try:
+                    checked = self._checked_options(options)
+                    yield self._call(self._ids_of(prompt, checked), checked, num_responses)
+                except (EngineClosedError, MemoryError):
+                    raise
+                except Exception as error:
+                    yield error
+
+        return call_outcomes(calls(), max(1, max_at_once // num_responses), 4 * max_at_once)
 
     def token_logprobs(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Return float32 [len(ids) - 1]: the log-probability of each id given those before it.
@@ -637,7 +670,8 @@ def _active_tools(options: LlmInferenceSessionOptions) -> list[dict[str, Any]]:
     return [] if not tools or checked_choice(options.tool_choice, tools) == "none" else tools
 
 
-def _max_tokens(wanted: int | None, built_in: int) -> int:
+def max_tokens_of(wanted: int | None, built_in: int) -> int:
+    """Return the option `max_tokens`, or its default, for a model with a context of `built_in`."""
     if wanted is None:
         return min(DEFAULT_MAX_TOKENS, built_in)
     if wanted > built_in:

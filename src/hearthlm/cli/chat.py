@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,10 +12,10 @@ import hearthlm
 from hearthlm.cli.exit_code import message_of
 from hearthlm.cli.group import cli
 from hearthlm.cli.options import complete_file, engine_options, max_tokens_option, sampling_options
-from hearthlm.cli.terminal import load_model, print_stream
+from hearthlm.cli.terminal import load_model, max_tokens_in_memory, print_stream
 
 if TYPE_CHECKING:
-    from hearthlm import LlmInference, ModelInfo
+    from hearthlm import LlmInference
 
 
 @cli.command()
@@ -54,7 +52,7 @@ def chat(
     path = model or model_path()
     options = hearthlm.LlmInferenceOptions(
         model_path=path,
-        max_tokens=max_tokens or max_tokens_in_memory(hearthlm.inspect_model(path)),
+        max_tokens=max_tokens or max_tokens_in_memory(path),
         num_threads=threads,
         weights=weights,
         activation_data_type=activation_data_type,
@@ -164,15 +162,3 @@ def note(text: str) -> None:
     """Tell a person, and no program, that something was done."""
     if sys.stdin.isatty() and sys.stderr.isatty():
         click.echo(text, err=True)
-
-
-def max_tokens_in_memory(info: ModelInfo, num_contexts: int = 1) -> int:
-    """Return the model's context, or what of it half of the free memory can hold `num_contexts` times."""
-    available = 4 << 30
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):  # with what the system would give back from its caches
-                available = int(line.split()[1]) << 10
-    bytes_per_token = 4 * info.architecture.num_layers * 2 * info.architecture.kv_dim
-    return max(1, min(info.architecture.context_length, available // 2 // bytes_per_token // num_contexts))

@@ -40,8 +40,10 @@ def max_tokens_option(default: str) -> Callable[[F], F]:
     )
 
 
+threads_option = click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]")
+
 engine_options = option_group(
-    click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]"),
+    threads_option,
     click.option("--weights", type=click.Choice(["auto", "mmap", "ram"]), default="auto", show_default=True),
     click.option(
         "--activation-data-type",

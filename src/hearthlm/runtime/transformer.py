@@ -22,7 +22,7 @@ from hearthlm.kernels.cache_batch import CacheBatch
 from hearthlm.models.params import Architecture, Llama3Scaling, Norm, Rope
 from hearthlm.quantization import bfloat16_to_float32, float32_to_bfloat16
 from hearthlm.runtime.executor import ForwardRequest
-from hearthlm.runtime.kv_cache import BlockCache, CacheLayout
+from hearthlm.runtime.kv_cache import BlockCache, CacheLayout, cache_layouts
 from hearthlm.runtime.linear import Activations, AdaptedRows, Linear, Observer
 from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.weights import LinearWeights, NormWeights, Weights, update_with_samples
@@ -222,7 +222,7 @@ class TransformerExecutor:
         self._weights = weights
         self._pool = kernels.ThreadPool(num_threads)
         is_quantized = weights.layers[0].query.weight.is_quantized
-        cache_dtype = np.dtype(kv_cache_dtype or ("float16" if is_quantized else "float32"))
+        cache_dtype = kv_cache_dtype or ("float16" if is_quantized else "float32")
         float_activations = activation_data_type == "float32"
         self._quantizes_activations = False
 
@@ -231,17 +231,8 @@ class TransformerExecutor:
             return Linear(w.weight, w.bias, self._pool, role=role, float_activations=float_activations, observe=observe)
 
         a = architecture
-        windows = sorted({layer.window or 0 for layer in a.layers})
-        self._layouts = tuple(
-            CacheLayout(
-                num_layers=sum((layer.window or 0) == window for layer in a.layers),
-                num_kv_heads=a.num_kv_heads,
-                head_dim=a.head_dim,
-                dtype=cache_dtype,
-                window=window or None,
-            )
-            for window in windows
-        )
+        self._layouts = cache_layouts(a, cache_dtype)
+        windows = [layout.window or 0 for layout in self._layouts]
         self._tables = {layer.rope: RotaryTable(layer.rope) for layer in a.layers if layer.rope is not None}
         self._alibi = AlibiTable(a.num_heads, a.attention_scale) if a.alibi else None
         self._layers: list[_Layer] = []
