@@ -12,6 +12,7 @@ import pytest
 
 import hearthlm
 from hearthlm import kernels
+from hearthlm.runtime.cpu_count import usable_cpus
 
 
 def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -23,7 +24,7 @@ def test_the_machine_is_described() -> None:
     machine = hearthlm.inspect_machine()
     assert machine.kernels == kernels.instruction_set
     assert machine.available_kernels[-1] == "reference"
-    assert set(machine.usable_cpus) == cpu_count.usable_cpus()
+    assert set(machine.usable_cpus) == usable_cpus()
     assert 1 <= machine.num_threads <= machine.num_cpus
     assert 0 < machine.free_memory_bytes <= (machine.total_memory_bytes or machine.free_memory_bytes)
     assert {"litert", "server", "grammar", "ray"} <= machine.extras.keys()

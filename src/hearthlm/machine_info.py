@@ -50,8 +50,8 @@ class MachineInfo:
     """Say what this machine offers.
 
     `kernels` are in use, for the reason `kernels_reason`, of `available_kernels`, the best first. `num_threads` is what
-    a model gets by default: the physical cores among `usable_cpus`, within `cpu_quota`, the control groups' limit. `extras`
-    has the libraries of each optional extra with their versions, None for one that is not installed.
+    a model gets by default: the physical cores among `usable_cpus`, within `cpu_quota`, the control groups' limit.
+    `extras` has the libraries of each optional extra with their versions, None for one that is not installed.
     """
 
     version: str
