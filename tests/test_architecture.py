@@ -26,6 +26,8 @@ LAYERS = {
     "chat": 4,
     "chat_template": 4,
     "converter": 4,
+    "exporter": 4,
+    "litert_network": 4,
     "llm_inference": 4,
     "llm_inference_session": 4,
     "model_info": 4,

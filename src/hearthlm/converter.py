@@ -24,7 +24,8 @@ from hearthlm.errors import CorruptFileError, TensorMismatchError, UnsupportedMo
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.llm_parameters import llm_parameters
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
-from hearthlm.formats.weights_bin import WEB_MIN_BYTES, TensorPlan, write_weights_bin
+from hearthlm.formats.tensor_plan import TensorPlan
+from hearthlm.formats.weights_bin import WEB_MIN_BYTES, write_weights_bin
 from hearthlm.models import FAMILIES
 from hearthlm.models.family import Family, QuantizationGroup, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES
