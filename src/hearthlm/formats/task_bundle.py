@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -24,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from hearthlm.errors import CorruptFileError, UnsafeFileError, UnsupportedModelError
 from hearthlm.formats.atomic_file import replace_file
+from hearthlm.formats.content import Content, FileRange, content_pieces, content_size
 from hearthlm.formats.litert_model import LiteRtModel, read_litert_model
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.formats.mapped_file import MappedFile
@@ -60,7 +59,6 @@ MAX_TOKENIZER_BYTES = 64 << 20
 MAX_PADDING_BYTES = 1 << 16
 
 _ALIGNMENT = 4
-_COPY_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -120,14 +118,15 @@ class TaskBundle:
         found = self.entries[name]
         return self._file.read(found.offset, found.num_bytes, name)
 
+    def content(self, name: str) -> FileRange:
+        """Return where an entry lies, for a writer to copy it from; raises KeyError if there is none of this name."""
+        found = self.entries[name]
+        return FileRange(self._file, found.offset, found.num_bytes, name)
+
     def copy_entry(self, name: str, file: BinaryIO) -> None:
         """Write the bytes of an entry to a file, in pieces that do not stay in memory."""
-        entry = self.entries[name]
-        for done in range(0, entry.num_bytes, _COPY_BYTES):
-            offset, size = entry.offset + done, min(_COPY_BYTES, entry.num_bytes - done)
-            with self._file.read(offset, size, name) as piece:
-                file.write(piece)
-            self._file.drop_pages(offset, size)
+        for piece in content_pieces(self.content(name)):
+            file.write(piece)
 
     @cached_property
     def model(self) -> LiteRtModel:
@@ -178,22 +177,22 @@ class TaskBundle:
 
 def write_task_bundle(
     path: str | os.PathLike[str],
-    entries: Mapping[str, bytes | str | os.PathLike[str]],
+    entries: Mapping[str, Content],
     progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Write the bundle of `entries`, each given by its bytes or as the file to copy, in their order.
+    """Write the bundle of `entries`, each given by its bytes, as the file to copy or as a range of one, in their order.
 
     The same content gives the same bytes: those of MediaPipe's bundler but for the times of entries, which are
     1980-01-01 here. Files are copied in pieces of 1 MiB, and `path` appears whole or not at all. `progress` is called
     with the part that is done, 0 to 1.
     """
-    sizes = {name: len(value) if isinstance(value, bytes) else _file_size(value) for name, value in entries.items()}
+    sizes = {name: content_size(value) for name, value in entries.items()}
     total = max(1, sum(sizes.values()))
     done = 0
 
-    def pieces(value: bytes | str | os.PathLike[str]) -> Iterator[bytes]:
+    def pieces(value: Content) -> Iterator[bytes | memoryview]:
         nonlocal done
-        for piece in (value,) if isinstance(value, bytes) else _read_pieces(value):
+        for piece in content_pieces(value):
             yield piece
             done += len(piece)
             if progress is not None:
@@ -201,17 +200,3 @@ def write_task_bundle(
 
     with replace_file(path) as file:
         write_stored_zip(file, ((n, sizes[n], pieces(value)) for n, value in entries.items()), alignment=_ALIGNMENT)
-
-
-def _file_size(path: str | os.PathLike[str]) -> int:
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):
-        error = IsADirectoryError if stat.S_ISDIR(status.st_mode) else OSError
-        raise error(f"{os.fspath(path)}: expected a regular file")
-    return status.st_size
-
-
-def _read_pieces(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    with Path(path).open("rb") as file:
-        while piece := file.read(_COPY_BYTES):
-            yield piece
