@@ -27,6 +27,7 @@ LAYERS = {
     "chat_template": 4,
     "converter": 4,
     "exporter": 4,
+    "litert_bundle": 4,
     "litert_network": 4,
     "llm_inference": 4,
     "llm_inference_session": 4,

@@ -66,9 +66,10 @@ class CarriedTokenizer:
         return {"tokenizer_json": self.tokenizer_json.decode("utf-8"), "tokenizer_config": config}
 
     @classmethod
-    def find(cls, path: Path, *, mediapipe_compatible: bool) -> CarriedTokenizer:
+    def find(cls, path: Path, *, mediapipe_compatible: bool, needs_sentencepiece: bool = True) -> CarriedTokenizer:
         """Read a SentencePiece model, a tokenizer.json, or what a folder has of the two.
 
+        Where there is no SentencePiece model it is made, if `needs_sentencepiece`.
         Raises FileNotFoundError where there is none, TokenizerFormatError for one that is not sound.
         """
         if path.is_file():
@@ -97,6 +98,8 @@ class CarriedTokenizer:
             if pieces.vocab_size == exact.vocab_size:
                 return cls(as_pieces)  # the same vocabulary twice
             return cls(as_pieces, as_json, fields)
+        if not needs_sentencepiece:
+            return cls(None, as_json, fields)
         try:
             return cls(to_sentencepiece(as_json, raw), as_json, fields)
         except UnsupportedModelError as error:

@@ -1,4 +1,7 @@
-"""Checkpoints to LiteRT models (`.tflite`) with the signatures that LiteRT-LM drives; no torch, a few MiB at a time."""
+"""Checkpoints to LiteRT models as LiteRT-LM drives them, alone (`.tflite`) or bundled with a tokenizer.
+
+Neither torch nor tensorflow is needed, and a few MiB of weights are in memory at a time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +23,7 @@ from hearthlm.errors import CorruptFileError, UnsupportedModelError
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.litert_graph import Weight, litert_model_size, write_litert_model
 from hearthlm.formats.tensor_plan import TensorPlan
+from hearthlm.litert_bundle import ENDINGS, LiteRtBundle
 from hearthlm.litert_network import KvLayout, build_graph
 from hearthlm.models import read_config
 from hearthlm.models.family import Family, TensorSpec
@@ -32,6 +37,7 @@ _log = logging.getLogger("hearthlm")
 ExportQuantization = Literal["none", "int8", "int4", "int4_block32"]
 BLOCK_SIZE = 32
 MAX_SIGNATURES = 64
+_PART_OF_MODEL = 0.8  # of the work on a bundle
 _PEAK_RSS_MB = 300  # measured at 1B: benchmarks/README.md
 
 StrPath = str | PathLike[str]
@@ -90,7 +96,44 @@ def export_tflite(
     name for a checkpoint that cannot be exported; OSError for a disk that is full.
     """
     with _Export(checkpoint, output, prefill_lengths, cache_length, quantization, kv_layout) as export:
-        export.write(progress, num_threads or default_num_threads())
+        export.write(export.output, progress, num_threads or default_num_threads())
+        return export.plan
+
+
+def export_bundle(
+    checkpoint: StrPath,
+    output: StrPath,
+    prefill_lengths: Sequence[int] = (32, 128, 512),
+    cache_length: int = 1280,
+    quantization: ExportQuantization = "int8",
+    *,
+    progress: Progress | None = None,
+    num_threads: int | None = None,
+) -> ExportPlan:
+    """Write a checkpoint as a `.task` or a `.litertlm`, which the ending of `output` says.
+
+    It is what `export_tflite` writes, with the checkpoint's tokenizer, the tokens that begin a text and end an answer,
+    and the turns of its conversations. While it is written the model lies a second time in a folder beside `output`.
+    Raises what `export_tflite` raises, and BundleError where the checkpoint does not say what a bundle must.
+    """
+    with _Export(checkpoint, output, prefill_lengths, cache_length, quantization, "transposed") as export:
+        bundle = export.bundle
+        if bundle is None:
+            raise ValueError(f"output: expected a name that ends in {' or '.join(ENDINGS)}, got {export.output.name!r}")
+        export.output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{export.output.name[:100]}.", dir=export.output.parent) as folder:
+            model = Path(folder, "model.tflite")
+
+            def first_part(part: float, name: str) -> None:
+                if progress is not None:
+                    progress(part * _PART_OF_MODEL, name)
+
+            def second_part(part: float) -> None:
+                if progress is not None:
+                    progress(_PART_OF_MODEL + part * (1 - _PART_OF_MODEL), export.output.name)
+
+            export.write(model, first_part, num_threads or default_num_threads())
+            bundle.write(export.output, model, second_part)
         return export.plan
 
 
@@ -102,7 +145,10 @@ def plan_export(
     quantization: ExportQuantization = "int8",
     kv_layout: KvLayout = "transposed",
 ) -> ExportPlan:
-    """Check everything but the values of the weights, and write nothing; raises what `export_tflite` raises."""
+    """Check everything but the values of the weights, and write nothing.
+
+    Raises what `export_tflite` raises, and what `export_bundle` does where the ending of `output` is that of a bundle.
+    """
     with _Export(checkpoint, output, prefill_lengths, cache_length, quantization, kv_layout) as export:
         return export.plan
 
@@ -126,7 +172,7 @@ class _Export:
         ):
             if value not in get_args(known):
                 raise ValueError(f"{name}: expected one of {', '.join(get_args(known))}, got {value!r}")
-        self._output = Path(output)
+        self.output = Path(output)
         self._checkpoint = Checkpoint.open(checkpoint)
         try:
             self._source = CheckpointSource(checkpoint, self._checkpoint)
@@ -150,6 +196,14 @@ class _Export:
                 )
                 for name, num_tokens, with_logits in signatures
             ]
+            self.bundle = None
+            if self.output.name.endswith(ENDINGS):
+                if kv_layout != "transposed":
+                    raise ValueError(
+                        f"kv_layout: expected 'transposed' in a bundle, got {kv_layout!r}: LiteRT-LM reads no other"
+                    )
+                self.bundle = LiteRtBundle.read(checkpoint)
+                self.bundle.check(self.output)
             self.plan = self._plan(family, quantization, kv_layout, cache_length)
         except BaseException:
             self._checkpoint.close()
@@ -161,7 +215,8 @@ class _Export:
     def __exit__(self, *_: object) -> None:
         self._checkpoint.close()
 
-    def write(self, progress: Progress | None, num_threads: int) -> None:
+    def write(self, path: Path, progress: Progress | None, num_threads: int) -> None:
+        """Write the model; a bundle needs room for it twice."""
         done, total = 0, sum(weight.num_bytes for weight in self._weights.all)
 
         def advance(name: str, num_bytes: int) -> None:
@@ -171,22 +226,22 @@ class _Export:
             if progress is not None:
                 progress(done / total, name)
 
-        self._output.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._output.parent).free
-        if free < self.plan.num_bytes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        needed = self.plan.num_bytes * (1 if self.bundle is None else 2)
+        free = shutil.disk_usage(path.parent).free
+        if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"the file takes {self.plan.num_bytes / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free",
-                os.fspath(self._output),
+                f"the export takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free",
+                os.fspath(self.output),
             )
-        write_litert_model(
-            self._output, self._graphs, description=_DESCRIPTION, num_threads=num_threads, progress=advance
-        )
+        write_litert_model(path, self._graphs, description=_DESCRIPTION, num_threads=num_threads, progress=advance)
 
     def _plan(self, family: Family, quantization: str, kv_layout: str, cache_length: int) -> ExportPlan:
+        tokenizer_bytes = 0 if self.bundle is None else self.bundle.tokenizer.num_bytes
         return ExportPlan(
             family=family.name,
-            output_file=os.fspath(self._output),
+            output_file=os.fspath(self.output),
             quantization=quantization,
             kv_layout=kv_layout,
             cache_length=cache_length,
@@ -197,8 +252,8 @@ class _Export:
                 )
                 for weight in self._weights.all
             ),
-            num_bytes=litert_model_size(self._graphs, description=_DESCRIPTION),
-            peak_rss_mb=_PEAK_RSS_MB,
+            num_bytes=litert_model_size(self._graphs, description=_DESCRIPTION) + tokenizer_bytes,
+            peak_rss_mb=round(_PEAK_RSS_MB + 3e-6 * tokenizer_bytes),
         )
 
 
@@ -331,4 +386,4 @@ def _joined_name(roles: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(roles))
 
 
-__all__ = ["ExportPlan", "ExportQuantization", "ExportedWeight", "export_tflite", "plan_export"]
+__all__ = ["ExportPlan", "ExportQuantization", "ExportedWeight", "export_bundle", "export_tflite", "plan_export"]
