@@ -206,6 +206,38 @@ def turns_of_template(source: str, special_tokens: Mapping[str, str], start_toke
     )
 
 
+def template_for_parts(source: str, special_tokens: Mapping[str, str]) -> str:
+    """Return a chat template that takes what was said as a string or as a list of parts, as LiteRT-LM gives it.
+
+    It is `source` itself where that does so already; else what joins the parts comes before it. Raises TemplateError
+    for a source that is none.
+    """
+    from hearthlm.chat_template import ChatTemplate  # jinja2 takes a while to import
+
+    template = ChatTemplate(source)
+    said = "a message"
+    as_text, as_parts = ([{"role": "user", "content": content}] for content in (said, [{"type": "text", "text": said}]))
+    try:
+        expected = template.render(as_text, add_generation_prompt=True, variables=special_tokens)
+        if expected == template.render(as_parts, add_generation_prompt=True, variables=special_tokens):
+            return source
+    except TemplateError:
+        pass
+    return _JOIN_PARTS + source
+
+
+# Written with what both jinja2 and LiteRT-LM's minijinja know.
+_JOIN_PARTS = (
+    "{%- set joined = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- if message.content is string or message.content is not iterable -%}"
+    "{%- set joined.messages = joined.messages + [message] -%}{%- else -%}"
+    "{%- set said = namespace(text='') -%}{%- for part in message.content -%}"
+    "{%- if part.text -%}{%- set said.text = said.text + part.text -%}{%- endif -%}{%- endfor -%}"
+    "{%- set joined.messages = joined.messages + [dict(message, content=said.text)] -%}{%- endif -%}{%- endfor -%}"
+    "{%- set messages = joined.messages -%}"
+)
+
+
 def _checked(message: object, index: int) -> dict[str, str]:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):

@@ -11,7 +11,7 @@ from typing import Any
 
 from hearthlm.bundler import BundleConfig, create_bundle
 from hearthlm.carried_tokenizer import CarriedTokenizer
-from hearthlm.chat import turns_of_template
+from hearthlm.chat import template_for_parts, turns_of_template
 from hearthlm.errors import BundleError
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
 from hearthlm.formats.litertlm import LANGUAGE_MODEL, MODEL_TYPE, NewSection, packed_tokenizer, write_litertlm
@@ -65,10 +65,11 @@ class LiteRtBundle:
                     f"{folder}: nothing says what ends an answer; set eos_token_id in generation_config.json"
                 )
             start_piece = None if model.start_id is None else tokenizer.piece(model.start_id)
-            turns = model.family.chat
-            if model.chat_template is not None:
-                derived = turns_of_template(model.chat_template, model.special_tokens, start_piece or "")
+            turns, template = model.family.chat, model.chat_template
+            if template is not None:
+                derived = turns_of_template(template, model.special_tokens, start_piece or "")
                 turns = derived if derived is not None else turns
+                template = template_for_parts(template, model.special_tokens)
             return cls(
                 folder=folder,
                 tokenizer=carried,
@@ -77,7 +78,7 @@ class LiteRtBundle:
                 stop_ids=stop_ids,
                 stop_tokens=tuple(tokenizer.piece(i) for i in stop_ids if tokenizer.is_special(i)),
                 turns=turns,
-                chat_template=model.chat_template,
+                chat_template=template,
                 model_type=model.family.litert_lm_type,
             )
 
@@ -126,7 +127,7 @@ class LiteRtBundle:
             model_type=self.model_type,
         )
         if self.tokenizer.tokenizer_json is not None:
-            tokenizer = NewSection("tokenizer.json", packed_tokenizer(self.tokenizer.tokenizer_json))
+            tokenizer = NewSection("tokenizer.json, zlib", packed_tokenizer(self.tokenizer.tokenizer_json))
         else:
             tokenizer = NewSection("sentencepiece", self.tokenizer.sentencepiece or b"")
         sections = [
