@@ -129,7 +129,7 @@ def test_a_file_is_written_from_bytes_and_files(tmp_path: Path) -> None:
     model = tmp_path / "m.tflite"
     model.write_bytes(b"abcdTFL3")
     sections = [
-        NewSection("tokenizer.json, zlib", packed_tokenizer(b"{}")),
+        NewSection("tokenizer.json", packed_tokenizer(b"{}")),
         NewSection("binary", b""),
         NewSection("tflite", model, LANGUAGE_MODEL | {"backend_constraint": "cpu"}),
     ]
