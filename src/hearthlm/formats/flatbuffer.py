@@ -80,14 +80,18 @@ class Table:
         position = self._locate(field, layout.size)
         return default if position is None else self._reader.unpack(layout, position, self._what)
 
-    def text(self, field: int) -> str:
-        """Return the string in `field`, "" where it is absent."""
+    def text(self, field: int, *, terminated: bool = False) -> str:
+        """Return the string in `field`, "" where it is absent; `terminated` refuses one that does not end with a 0."""
         what = f"field {field} of {self._what}"
         begin, count = self._vector(field, 1, what)
         if count > MAX_STRING_BYTES:
             raise CorruptFileError(
                 f"{self._reader.where}: {what}: expected at most {MAX_STRING_BYTES} bytes of text, got {count}"
             )
+        if terminated and begin:
+            self._reader.need(begin + count, 1, what)
+            if self._reader.data[begin + count]:
+                raise CorruptFileError(f"{self._reader.where}: {what}: the text does not end with a zero byte")
         try:
             return str(self._reader.data[begin : begin + count], "utf-8")
         except UnicodeDecodeError as error:
@@ -97,6 +101,14 @@ class Table:
         """Return the vector of int32 in `field`, empty where it is absent."""
         begin, count = self._vector(field, 4, f"field {field} of {self._what}")
         return struct.unpack_from(f"<{count}i", self._reader.data, begin)
+
+    def has(self, field: int) -> bool:
+        """Say whether a field is there."""
+        return self._locate(field, 1) is not None
+
+    def vector_range(self, field: int, item_size: int, max_count: int) -> tuple[int, int]:
+        """Return where the vector in `field` begins and how many items it has, (0, 0) where it is absent."""
+        return self._vector(field, item_size, f"field {field} of {self._what}", max_count)
 
     def byte_range(self, field: int) -> tuple[int, int]:
         """Return where the vector of bytes in `field` begins and how many there are, (0, 0) where it is absent."""
@@ -133,17 +145,15 @@ class Table:
             )
         return self._position + offset
 
-    def _vector(self, field: int, item_size: int, what: str) -> tuple[int, int]:
+    def _vector(self, field: int, item_size: int, what: str, max_count: int = MAX_VECTOR_LENGTH) -> tuple[int, int]:
         position = self._locate(field, 4)
         if position is None:
             return 0, 0
         position += self._reader.unpack(_UINT32, position, what)
         count = self._reader.unpack(_UINT32, position, what)
         self._reader.need(position + 4, count * item_size, what)
-        if item_size > 1 and count > MAX_VECTOR_LENGTH:
-            raise CorruptFileError(
-                f"{self._reader.where}: {what}: expected at most {MAX_VECTOR_LENGTH} entries, got {count}"
-            )
+        if item_size > 1 and count > max_count:
+            raise CorruptFileError(f"{self._reader.where}: {what}: expected at most {max_count} entries, got {count}")
         return position + 4, count
 
 

@@ -18,15 +18,12 @@ from types import MappingProxyType
 
 from hearthlm.errors import CorruptFileError, UnsupportedModelError
 from hearthlm.formats.flatbuffer import FlatbufferReader, Table
+from hearthlm.formats.litert_operators import type_name
 
 IDENTIFIER = b"TFL3"
 MAX_SIGNATURES = 256
 MAX_SIGNATURE_TENSORS = 16_384  # inputs and outputs of all signatures together
 
-_TYPE_NAMES = [
-    "FLOAT32", "FLOAT16", "INT32", "UINT8", "INT64", "STRING", "BOOL", "INT16", "COMPLEX64", "INT8",
-    "FLOAT64", "COMPLEX128", "UINT64", "RESOURCE", "VARIANT", "UINT32", "UINT16", "INT4", "BFLOAT16", "INT2", "UINT4",
-]  # fmt: skip
 _DYNAMIC_UPDATE_SLICE = 151  # BuiltinOperator: operand 0 with operand 1 written over a part of it
 _UINT8 = struct.Struct("<B")
 _INT32 = struct.Struct("<i")
@@ -126,7 +123,7 @@ def _specs(signature: Table, field: int, tensors: list[Table], what: str) -> Map
         if len(shape) > 8 or min(shape, default=0) < -1:
             raise CorruptFileError(f"{what}: {name[:120]!r} has the impossible shape {list(shape[:9])}")
         code = tensors[index].scalar(1, _UINT8)
-        specs[name] = TensorSpec(_TYPE_NAMES[code] if code < len(_TYPE_NAMES) else f"TYPE_{code}", shape)
+        specs[name] = TensorSpec(type_name(code), shape)
     return MappingProxyType(specs)
 
 

@@ -24,6 +24,7 @@ from hearthlm.formats import detect_format, task_bundle
 from hearthlm.formats.json_document import parse_json_object
 from hearthlm.formats.litert_lora import is_litert_lora
 from hearthlm.formats.litert_model import LiteRtModel, LlmSignatures, llm_signatures, read_litert_model
+from hearthlm.formats.litert_verifier import verify_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile
 from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, Token, from_llm_parameters
 from hearthlm.formats.mapped_file import MappedFile
@@ -136,9 +137,10 @@ class LiteRtLanguageModel:
     def new_executor(
         self, settings: ExecutorSettings, progress: Callable[[float], None] | None = None
     ) -> LiteRtExecutor:
-        """Hand the graph to ai-edge-litert.
+        """Verify the graph and hand it to ai-edge-litert.
 
-        A file of its own is mapped by it; out of a bundle the graph is copied once into memory.
+        A file of its own is mapped by it; out of a bundle the graph is copied once into memory. Raises what
+        `verify_litert_model` raises for a graph that could do harm, and what `load_graph` raises.
         """
         built_in = {"weights": "auto", "activation_data_type": None, "kv_cache_dtype": None}
         for name, neutral in built_in.items():
@@ -155,8 +157,10 @@ class LiteRtLanguageModel:
             weight_cache = folder / f"{digest.hex()[:32]}-{_library_version()}.xnnpack_cache"
         if progress is not None:
             progress(0.0)
+        source = self.path if self._is_whole_file else bytes(self._data)
+        verify_litert_model(source if isinstance(source, bytes) else self._data, self.where)
         graph = load_graph(
-            self.path if self._is_whole_file else bytes(self._data),
+            source,
             self._model,
             where=self.where,
             num_threads=settings.num_threads,
