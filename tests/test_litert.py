@@ -532,3 +532,146 @@ def test_a_bundle_with_a_model_of_no_signatures_is_refused(tmp_path: Path) -> No
     write_task_bundle(tmp_path / "broken.task", {**entries, MODEL: broken})
     with pytest.raises(hearthlm.UnsupportedModelError, match=r"expected signatures prefill\* and decode, got decoda"):
         LlmInference.create_from_model_path(tmp_path / "broken.task")
+
+
+def test_a_mutated_graph_is_refused_before_the_library_sees_it(tmp_path: Path) -> None:
+    data = bytearray(model_bytes(INT4))
+    where = data.index(b"decode_kv_cache_k_0") - 4  # the length of a tensor's name
+    data[where : where + 4] = b"\xff\xff\xff\x7f"
+    (tmp_path / "model.tflite").write_bytes(data)
+    with pytest.raises(hearthlm.ModelFormatError):
+        LlmInference.create_from_model_path(tmp_path / "model.tflite")
+    (tmp_path / "model.tflite").write_bytes(model_bytes(INT4)[:-1000])
+    with pytest.raises(hearthlm.TruncatedFileError):
+        LlmInference.create_from_model_path(tmp_path / "model.tflite")
+
+
+# Adapters
+
+
+def adapter_bytes(matrices: dict[str, NDArray[np.float32]], rank: int = 4, **changes: Any) -> bytes:
+    """Return an adapter in MediaPipe's `.tflite`, its values outside of the flatbuffer."""
+    from hearthlm.formats.flatbuffer import Scalar, build_flatbuffer
+
+    def build(begin: int) -> bytes:
+        tensors, buffers, end = [], [{1: Scalar("Q", 0)}], begin
+        for i, (name, values) in enumerate(matrices.items()):
+            tensors.append({0: list(values.shape), 1: Scalar("B", 0), 2: Scalar("I", i + 1), 3: name})
+            buffers.append({1: Scalar("Q", end), 2: Scalar("Q", values.nbytes)})
+            end += values.nbytes
+        root = {
+            0: Scalar("I", 3),
+            2: [{0: tensors}],
+            4: buffers,
+            6: [{0: "lora_rank", 1: Scalar("I", rank)}],
+            **{int(k[1:]): v for k, v in changes.items()},
+        }
+        return build_flatbuffer(root, b"TFL3")
+
+    size = len(build(0))
+    return build(size) + b"".join(values.tobytes() for values in matrices.values())
+
+
+@pytest.fixture(scope="module")
+def matrices() -> dict[str, NDArray[np.float32]]:
+    return dict(read_litert_lora(ADAPTER.read_bytes(), "adapter").matrices)
+
+
+def test_an_adapter_goes_into_the_signatures_of_its_rank(llm: LlmInference, interface: Interface) -> None:
+    lora = llm.load_lora(ADAPTER)
+    assert (lora.rank, lora.num_bytes) == (4, 2 * (6 * 128 + 2 * 32) * 4 * 4)
+    text = list(IDS[:9])
+    for _ in range(12):
+        text.append(int(reference(FLOAT, tuple(text), ADAPTER)[-1].argmax()))
+    adapted = list(ids_of(llm, IDS[:9], replace(GREEDY, lora=lora)))
+    assert adapted == text[9:]
+    assert adapted != list(ids_of(llm, IDS[:9]))
+    executor = open_executor(FLOAT, interface)
+    row = last_row(executor, executor.new_state(lora), IDS)
+    assert np.abs(row - reference(FLOAT, tuple(IDS), ADAPTER)[-1]).max() <= 1e-4
+    executor.close()
+
+
+def test_adapted_and_plain_sessions_answer_side_by_side(
+    llm: LlmInference, matrices: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    lora = llm.load_lora(ADAPTER)
+    wanted = [ids_of(llm, IDS[:9], replace(GREEDY, lora=adapter)) for adapter in (None, lora)]
+    results = [llm.generate_batch([IDS[:9]] * 2, replace(GREEDY, lora=adapter)) for adapter in (None, lora)]
+    assert [r.token_ids[0] for batch in results for r in batch] == [wanted[0]] * 2 + [wanted[1]] * 2
+    options = LlmInferenceOptions(FLOAT, num_threads=1, lora_path=ADAPTER)
+    with LlmInference.create_from_options(options) as always:
+        assert ids_of(always, IDS[:9]) == wanted[1]
+        assert np.abs(always.token_logprobs(IDS) - llm.token_logprobs(IDS)).max() > 0.01
+        (tmp_path / "other.tflite").write_bytes(adapter_bytes({name: 2 * v for name, v in matrices.items()}))
+        with pytest.raises(ValueError, match="was not loaded by this model"):
+            always.generate(IDS[:9], replace(GREEDY, lora=llm.load_lora(tmp_path / "other.tflite")))
+
+
+def test_a_smaller_adapter_is_filled_up(
+    llm: LlmInference, matrices: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    half = {n: v[:, :2].copy() if "_a_" in n else v[:2].copy() for n, v in matrices.items()}
+    zeroed = {name: values.copy() for name, values in matrices.items()}
+    for name, values in zeroed.items():
+        (values[:, 2:] if "_a_" in name else values[2:])[:] = 0
+    (tmp_path / "half.tflite").write_bytes(adapter_bytes(half, rank=2))
+    (tmp_path / "zeroed.tflite").write_bytes(adapter_bytes(zeroed))
+    first, second = (llm.load_lora(tmp_path / name) for name in ("half.tflite", "zeroed.tflite"))
+    assert (first.digest, first.rank) == (second.digest, 4)
+
+
+def test_a_peft_adapter_says_the_same(
+    llm: LlmInference, matrices: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    import json
+
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for name, values in matrices.items():
+        _, _, kind, side, _, _, layer = name.split("_")
+        module = f"base_model.model.model.layers.{layer}.self_attn.{kind}_proj.lora_{side.upper()}.weight"
+        tensors[module] = np.ascontiguousarray(values.T if side == "a" else values.T / 2)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert llm.load_lora(tmp_path).digest == llm.load_lora(ADAPTER).digest
+    save_file({**tensors, "x.lora_A.weight": np.ones((4, 4), np.float32)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(hearthlm.TensorMismatchError, match="no place"):
+        llm.load_lora(tmp_path)
+
+
+def test_adapters_that_do_not_fit_are_refused(
+    llm: LlmInference, matrices: dict[str, NDArray[np.float32]], tmp_path: Path
+) -> None:
+    def load(matrices: dict[str, NDArray[np.float32]], rank: int = 4, **changes: Any) -> None:
+        (tmp_path / "a.tflite").write_bytes(adapter_bytes(matrices, rank, **changes))
+        llm.load_lora(tmp_path / "a.tflite")
+
+    name = "lora_atten_q_a_prime_weight_0"
+    load(matrices)
+    with pytest.raises(hearthlm.TensorMismatchError, match="rank 5: expected at most 4"):
+        load(matrices, 5)
+    with pytest.raises(hearthlm.TensorMismatchError, match=rf"{name}: expected \[128, 4\], got \[64, 4\]"):
+        load({**matrices, name: matrices[name][:64]})
+    with pytest.raises(hearthlm.TensorMismatchError, match="no place for 1 of its tensors: lora_other_b_9"):
+        load({**matrices, "lora_other_b_9": np.ones((4, 4), np.float32)})
+    with pytest.raises(hearthlm.TensorMismatchError, match="would change nothing"):
+        load({name: np.zeros_like(values) for name, values in matrices.items()})
+    with pytest.raises(hearthlm.CorruptFileError, match="lora_rank: expected 1 to 4096, got 0"):
+        load(matrices, 0)
+    with pytest.raises(hearthlm.UnsupportedModelError, match="expected a LoRA adapter: one entry lora_rank"):
+        load(matrices, f2=[])
+    with pytest.raises(hearthlm.UnsupportedModelError, match="this is a LoRA adapter, not a model"):
+        LlmInference.create_from_model_path(ADAPTER)
+    with pytest.raises(hearthlm.UnsupportedModelError, match="MediaPipe's .tflite or a PEFT folder, got .* 'task'"):
+        llm.load_lora(FLOAT)
+    with pytest.raises(hearthlm.UnsupportedModelError, match=r"expected signatures \.\.\._lora_r<rank>"):
+        LlmInference.create_from_options(LlmInferenceOptions(TRANSPOSED, num_threads=1, lora_path=ADAPTER))
+
+
+@pytest.mark.parametrize("size", [8, 100, 1000, 20000])
+def test_a_cut_adapter_is_refused(size: int) -> None:
+    with pytest.raises(hearthlm.ModelFormatError):
+        read_litert_lora(ADAPTER.read_bytes()[:size], "adapter")
