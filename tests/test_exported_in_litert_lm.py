@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from random_models import CONFIGS, random_tensors, write_checkpoint
 
+from hearthlm import LlmInference, LlmInferenceSessionOptions
 from hearthlm.exporter import ExportQuantization, export_bundle
 from hearthlm.formats.task_bundle import TaskBundle
 from hearthlm.runtime.executor import ForwardRequest
@@ -71,6 +72,13 @@ def our_answer(folder: Path, prompt: str) -> tuple[list[int], str]:
     return answer, text
 
 
+def own_answer(path: Path, prompt: str) -> str:
+    """Return the greedy answer of our runtime on the exported file, to the prompt as it is."""
+    with LlmInference.create_from_model_path(path) as llm:
+        options = LlmInferenceSessionOptions(top_k=1, max_output_tokens=NUM_TOKENS)
+        return llm.generate([2, *llm.tokenizer.encode(prompt)], options).texts[0]
+
+
 def peer_answer(path: Path, prompt: str) -> str:
     """Return the greedy answer of LiteRT-LM; the session must end before its engine does."""
     import litert_lm
@@ -93,7 +101,7 @@ def test_a_float_bundle_answers_as_our_engine(kind: str, ending: str, tokenizer_
     export_bundle(folder, path, (8, 32), 128, "none")
     answer, text = our_answer(folder, PROMPT)
     assert len(answer) == NUM_TOKENS and len(set(answer)) > 8
-    assert peer_answer(path, PROMPT) == text
+    assert own_answer(path, PROMPT) == peer_answer(path, PROMPT) == text
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4", "int4_block32"])

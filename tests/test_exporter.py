@@ -13,10 +13,12 @@ from litert_runner import LiteRtRunner
 from numpy.typing import NDArray
 from random_models import CONFIGS, random_ids, random_tensors, write_checkpoint
 
+from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
 from hearthlm.errors import BundleError, CorruptFileError, TensorMismatchError, UnsupportedModelError
 from hearthlm.exporter import BLOCK_SIZE, ExportQuantization, export_bundle, export_tflite, plan_export
 from hearthlm.formats import litert_graph, tensor_plan
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
+from hearthlm.formats.litert_verifier import verify_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile
 from hearthlm.formats.task_bundle import MODEL, TaskBundle
 from hearthlm.models import read_config
@@ -83,6 +85,7 @@ def export(tmp_path: Path, config: dict[str, Any], **options: Any) -> Path:
 def test_a_float_model_answers_as_its_checkpoint(name: str, layout: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     path = export(tmp_path, config, kv_layout=layout)
+    verify_litert_model(path.read_bytes(), "model")
     ids = random_ids(config, NUM_TOKENS)
     logits = LiteRtRunner(path).logits(ids, PREFILLS)
     np.testing.assert_allclose(logits, reference_logits(tmp_path / "checkpoint", ids), rtol=0, atol=1e-4)
@@ -117,6 +120,7 @@ def test_a_quantised_model_differs_by_the_rounding_of_activations_only(
     expected = reference_logits(
         write_checkpoint(tmp_path / "rounded", config, rounded(config, tensors, quantization)), ids
     )
+    verify_litert_model(path.read_bytes(), "model")
     assert mean_kl(expected, LiteRtRunner(path).logits(ids, PREFILLS)) <= 1e-2
 
 
@@ -238,6 +242,21 @@ def test_a_litertlm_says_the_same_in_ids(tmp_path: Path) -> None:
             ("kv_cache_k_0", 2),
             ("kv_cache_v_0", 3),
         ]
+
+
+@pytest.mark.parametrize("ending", [".task", ".litertlm"])
+def test_a_bundle_answers_here_as_its_checkpoint(ending: str, tmp_path: Path) -> None:
+    folder = write_demo_checkpoint(tmp_path / "checkpoint")
+    path = tmp_path / f"model{ending}"
+    export_bundle(folder, path, LENGTHS, CACHE, "none")
+    greedy = LlmInferenceSessionOptions(top_k=1, max_output_tokens=24)
+    messages = [{"role": "user", "content": "Tell me a story about a fox."}]
+    results = []
+    for model in (folder, path):
+        with LlmInference.create_from_options(LlmInferenceOptions(model, max_tokens=CACHE)) as llm:
+            results.append(llm.generate(messages, greedy))
+    assert results[0].token_ids == results[1].token_ids
+    assert results[0].num_prompt_tokens == results[1].num_prompt_tokens
 
 
 CHATML = (
