@@ -124,6 +124,18 @@ def test_a_quantised_model_differs_by_the_rounding_of_activations_only(
     assert mean_kl(expected, LiteRtRunner(path).logits(ids, PREFILLS)) <= 1e-2
 
 
+def test_scales_of_least_error_are_nearer_to_float(
+    demo: tuple[dict[str, Any], dict[str, NDArray[np.float32]], list[int]], tmp_path: Path
+) -> None:
+    config, tensors, ids = demo
+    expected = reference_logits(write_checkpoint(tmp_path / "checkpoint", config, tensors), ids)
+    cost = {}
+    for method in ("minmax", "mse"):
+        path = export(tmp_path, config, quantization="int4", quantization_method=method)
+        cost[method] = mean_kl(expected, LiteRtRunner(path).logits(ids, PREFILLS))
+    assert cost["mse"] < 0.9 * cost["minmax"]
+
+
 # How it lies in the file
 
 
@@ -291,6 +303,7 @@ def test_a_bundle_must_say_what_ends_an_answer(tmp_path: Path) -> None:
         ({"prefill_lengths": [2000]}, "prefill_lengths: expected at most 1280, which is cache_length, got 2000"),
         ({"cache_length": 0}, "cache_length: expected integers of at least 2, got 0"),
         ({"quantization": "int2"}, "quantization: expected one of none, int8, int4, int4_block32, got 'int2'"),
+        ({"quantization_method": "gptq"}, "quantization_method: expected one of minmax, mse, got 'gptq'"),
         ({"kv_layout": "rows"}, "kv_layout: expected one of transposed, default, got 'rows'"),
         ({"output": "model.task", "kv_layout": "default"}, "kv_layout: expected 'transposed' in a bundle"),
     ],

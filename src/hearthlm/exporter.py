@@ -35,6 +35,7 @@ from hearthlm.runtime.cpu_count import default_num_threads
 _log = logging.getLogger("hearthlm")
 
 ExportQuantization = Literal["none", "int8", "int4", "int4_block32"]
+ExportMethod = Literal["minmax", "mse"]
 BLOCK_SIZE = 32
 MAX_SIGNATURES = 64
 _PART_OF_MODEL = 0.8  # of the work on a bundle
@@ -81,6 +82,7 @@ def export_tflite(
     quantization: ExportQuantization = "int8",
     kv_layout: KvLayout = "transposed",
     *,
+    quantization_method: ExportMethod = "minmax",
     progress: Progress | None = None,
     num_threads: int | None = None,
 ) -> ExportPlan:
@@ -88,14 +90,17 @@ def export_tflite(
 
     `cache_length` is how many tokens prompt and answer have together. "int8" and "int4" have one scale for each output
     channel, "int4_block32" one for each 32 weights of it; activations stay float between operators, and XNNPACK
-    quantises them row by row. LiteRT-LM reads the "transposed" layout of keys and values only.
+    quantises them row by row. "minmax" scales fit the largest values, "mse" scales have the least error and take longer.
+    LiteRT-LM reads the "transposed" layout of keys and values only.
     `progress(part, name)` gets the part that is written and the weight's name; `num_threads` None means one per
     physical core. The file appears whole or not at all, and the same input gives the same bytes.
 
     Raises ValueError for an argument out of range; FileNotFoundError, ModelFormatError and UnsupportedModelError by
     name for a checkpoint that cannot be exported; OSError for a disk that is full.
     """
-    with _Export(checkpoint, output, prefill_lengths, cache_length, quantization, kv_layout) as export:
+    with _Export(
+        checkpoint, output, prefill_lengths, cache_length, quantization, kv_layout, quantization_method
+    ) as export:
         export.write(export.output, progress, num_threads or default_num_threads())
         return export.plan
 
@@ -107,6 +112,7 @@ def export_bundle(
     cache_length: int = 1280,
     quantization: ExportQuantization = "int8",
     *,
+    quantization_method: ExportMethod = "minmax",
     progress: Progress | None = None,
     num_threads: int | None = None,
 ) -> ExportPlan:
@@ -116,7 +122,9 @@ def export_bundle(
     and the turns of its conversations. While it is written the model lies a second time in a folder beside `output`.
     Raises what `export_tflite` raises, and BundleError where the checkpoint does not say what a bundle must.
     """
-    with _Export(checkpoint, output, prefill_lengths, cache_length, quantization, "transposed") as export:
+    with _Export(
+        checkpoint, output, prefill_lengths, cache_length, quantization, "transposed", quantization_method
+    ) as export:
         bundle = export.bundle
         if bundle is None:
             raise ValueError(f"output: expected a name that ends in {' or '.join(ENDINGS)}, got {export.output.name!r}")
@@ -144,12 +152,16 @@ def plan_export(
     cache_length: int = 1280,
     quantization: ExportQuantization = "int8",
     kv_layout: KvLayout = "transposed",
+    *,
+    quantization_method: ExportMethod = "minmax",
 ) -> ExportPlan:
     """Check everything but the values of the weights, and write nothing.
 
     Raises what `export_tflite` raises, and what `export_bundle` does where the ending of `output` is that of a bundle.
     """
-    with _Export(checkpoint, output, prefill_lengths, cache_length, quantization, kv_layout) as export:
+    with _Export(
+        checkpoint, output, prefill_lengths, cache_length, quantization, kv_layout, quantization_method
+    ) as export:
         return export.plan
 
 
@@ -164,11 +176,13 @@ class _Export:
         cache_length: int,
         quantization: ExportQuantization,
         kv_layout: KvLayout,
+        quantization_method: ExportMethod,
     ) -> None:
         lengths = _checked_lengths(prefill_lengths, cache_length)
         for name, value, known in (
             ("quantization", quantization, ExportQuantization),
             ("kv_layout", kv_layout, KvLayout),
+            ("quantization_method", quantization_method, ExportMethod),
         ):
             if value not in get_args(known):
                 raise ValueError(f"{name}: expected one of {', '.join(get_args(known))}, got {value!r}")
@@ -182,7 +196,7 @@ class _Export:
                     f"{checkpoint}: cache_length: expected at most {architecture.context_length}, as many positions as "
                     f"the model has learned, got {cache_length}"
                 )
-            self._weights = _ExportedWeights(family, architecture, self._source, quantization)
+            self._weights = _ExportedWeights(family, architecture, self._source, quantization, quantization_method)
             signatures = [(f"prefill_{n}", n, False) for n in lengths] + [("decode", 1, True)]
             self._graphs = [
                 build_graph(
@@ -293,10 +307,16 @@ class _ExportedWeights:
     """Turn the tensors of a checkpoint into weights of a graph, each made once."""
 
     def __init__(
-        self, family: Family, architecture: Architecture, source: CheckpointSource, quantization: ExportQuantization
+        self,
+        family: Family,
+        architecture: Architecture,
+        source: CheckpointSource,
+        quantization: ExportQuantization,
+        method: ExportMethod,
     ) -> None:
         self._source = source
         self._quantization = quantization
+        self._method: ExportMethod = method
         self._specs = {spec.role: spec for spec in family.tensors(architecture)}
         self._made: dict[tuple[Any, ...], Weight] = {}
         for spec in self._specs.values():
@@ -366,7 +386,7 @@ class _ExportedWeights:
 
     def _channels(self, specs: list[TensorSpec], name: str, bits: int, first: int, last: int) -> WeightMatrix:
         try:
-            return quantize(self._rows(specs, first, last), bits)
+            return quantize(self._rows(specs, first, last), bits, method=self._method)
         except ValueError as error:
             raise CorruptFileError(f"{self._source.path}: {name}, from row {first}: {error}") from None
 
@@ -377,7 +397,7 @@ class _ExportedWeights:
         rows = self._rows(specs, first_row, -(-last // per_row))
         blocks = rows.reshape(-1, BLOCK_SIZE)[first - first_row * per_row : last - first_row * per_row]
         try:
-            return quantize_blocks(blocks)
+            return quantize_blocks(blocks, method=self._method)
         except ValueError as error:
             raise CorruptFileError(f"{self._source.path}: {name}, from row {first_row}: {error}") from None
 
@@ -386,4 +406,12 @@ def _joined_name(roles: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(roles))
 
 
-__all__ = ["ExportPlan", "ExportQuantization", "ExportedWeight", "export_bundle", "export_tflite", "plan_export"]
+__all__ = [
+    "ExportMethod",
+    "ExportPlan",
+    "ExportQuantization",
+    "ExportedWeight",
+    "export_bundle",
+    "export_tflite",
+    "plan_export",
+]

@@ -167,19 +167,21 @@ def quantize(
     return WeightMatrix("int8" if bits == 8 else "int4", (out, columns), stored, scales, zero_points)
 
 
-def quantize_blocks(blocks: NDArray[np.float32]) -> WeightMatrix:
+def quantize_blocks(blocks: NDArray[np.float32], *, method: QuantizationMethod = "minmax") -> WeightMatrix:
     """Quantise float32 [num_blocks, block size] to int4, each block alone, as LiteRT's blockwise weights are.
 
-    The scales are float16 there and bfloat16 in XNNPACK: they are rounded so that both hold them exactly. Raises
-    ValueError for a value that is not finite, or too large for such a scale.
+    The scales are those of `quantize` by "minmax" or "mse", rounded: they are float16 in the file and bfloat16 in
+    XNNPACK, and both must hold them exactly. Raises ValueError for a value that is not finite, or too large for such a
+    scale.
     """
-    bounds = np.abs(blocks).max(axis=1, initial=0.0)
+    found = quantize(blocks, 4, method=method).scales
+    assert found is not None
     with np.errstate(over="ignore"):
-        scales = bfloat16_to_float32(float32_to_bfloat16(bounds / np.float32(7))).astype(np.float16).astype(np.float32)
+        scales = bfloat16_to_float32(float32_to_bfloat16(found)).astype(np.float16).astype(np.float32)
     if not np.all(np.isfinite(scales)):
         block = int(np.argmin(np.isfinite(scales)))
-        raise ValueError(f"weights: block {block} holds a value that is not finite, or larger than float16 allows")
-    scales[scales == 0] = 1.0  # all zeros, or so small that float16 has no scale for them
+        raise ValueError(f"weights: block {block} holds a value that is larger than a float16 scale allows")
+    scales[scales == 0] = 1.0  # so small that float16 has no scale for them
     return WeightMatrix("int4", blocks.shape, pack_int4(_rounded(blocks, scales, 4).astype(np.int8)), scales)
 
 

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     help="int4_block32 has a scale for every 32 weights.",
 )
 @click.option(
+    "--quantization-method",
+    type=click.Choice(["minmax", "mse"]),
+    default="minmax",
+    show_default=True,
+    help="mse is nearer to float, and slower.",
+)
+@click.option(
     "--prefill-length",
     "prefill_lengths",
     type=click.IntRange(2),
