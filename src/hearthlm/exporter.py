@@ -90,8 +90,8 @@ def export_tflite(
 
     `cache_length` is how many tokens prompt and answer have together. "int8" and "int4" have one scale for each output
     channel, "int4_block32" one for each 32 weights of it; activations stay float between operators, and XNNPACK
-    quantises them row by row. "minmax" scales fit the largest values, "mse" scales have the least error and take longer.
-    LiteRT-LM reads the "transposed" layout of keys and values only.
+    quantises them row by row. "minmax" scales fit the largest values, "mse" scales err least and take longer. LiteRT-LM
+    reads the "transposed" layout of keys and values only.
     `progress(part, name)` gets the part that is written and the weight's name; `num_threads` None means one per
     physical core. The file appears whole or not at all, and the same input gives the same bytes.
 
