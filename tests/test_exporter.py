@@ -242,7 +242,7 @@ def test_a_litertlm_says_the_same_in_ids(tmp_path: Path) -> None:
         assert metadata.stop_tokens == ((1,), (5,))
         assert metadata.max_num_tokens == CACHE
         assert metadata.model_type == "gemma3"
-        assert metadata.chat_template == CHATML
+        assert metadata.chat_template is not None and metadata.chat_template.endswith(CHATML)
         assert metadata.templates is not None
         assert metadata.templates.user == PromptTemplate("<|im_start|>user\n", "<|im_end|>\n")
         assert metadata.templates.model == PromptTemplate("<|im_start|>assistant\n", "<|im_end|>\n")
@@ -322,6 +322,14 @@ def test_what_the_graph_cannot_express_is_named(tmp_path: Path) -> None:
         UnsupportedModelError, match="down: int4_block32 needs rows of a multiple of 32 values, got 136"
     ):
         plan_export(gpt2, tmp_path / "m.tflite", cache_length=512, quantization="int4_block32")
+
+
+def test_a_tensor_that_would_change_the_answers_is_not_left_out(tmp_path: Path) -> None:
+    config = CONFIGS["gemma_mqa"]
+    tensors = random_tensors(config) | {"model.layers.0.self_attn.q_proj.bias": np.ones(128, np.float32)}
+    folder = write_checkpoint(tmp_path / "checkpoint", config, tensors)
+    with pytest.raises(TensorMismatchError, match="no place for the tensor 'model.layers.0.self_attn.q_proj.bias'"):
+        plan_export(folder, tmp_path / "m.tflite")
 
 
 def test_a_checkpoint_that_lacks_a_tensor_or_a_config_is_refused(tmp_path: Path) -> None:

@@ -5,10 +5,8 @@ Neither torch nor tensorflow is needed, and a few MiB of weights are in memory a
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -19,7 +17,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from hearthlm.blueprint import left_over
 from hearthlm.errors import CorruptFileError, UnsupportedModelError
+from hearthlm.formats.atomic_file import check_space, make_folder
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.litert_graph import Weight, litert_model_size, write_litert_model
 from hearthlm.formats.tensor_plan import TensorPlan
@@ -39,7 +39,7 @@ ExportMethod = Literal["minmax", "mse"]
 BLOCK_SIZE = 32
 MAX_SIGNATURES = 64
 _PART_OF_MODEL = 0.8  # of the work on a bundle
-_PEAK_RSS_MB = 300  # measured at 1B: benchmarks/README.md
+_PEAK_RSS_MB = 200  # measured at 1B: benchmarks/README.md
 
 StrPath = str | PathLike[str]
 Progress = Callable[[float, str], None]
@@ -128,7 +128,7 @@ def export_bundle(
         bundle = export.bundle
         if bundle is None:
             raise ValueError(f"output: expected a name that ends in {' or '.join(ENDINGS)}, got {export.output.name!r}")
-        export.output.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(export.output.parent)
         with TemporaryDirectory(prefix=f".{export.output.name[:100]}.", dir=export.output.parent) as folder:
             model = Path(folder, "model.tflite")
 
@@ -196,6 +196,7 @@ class _Export:
                     f"{checkpoint}: cache_length: expected at most {architecture.context_length}, as many positions as "
                     f"the model has learned, got {cache_length}"
                 )
+            left_over(self._checkpoint, family.tensors(architecture), self._source)
             self._weights = _ExportedWeights(family, architecture, self._source, quantization, quantization_method)
             signatures = [(f"prefill_{n}", n, False) for n in lengths] + [("decode", 1, True)]
             self._graphs = [
@@ -240,15 +241,8 @@ class _Export:
             if progress is not None:
                 progress(done / total, name)
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        needed = self.plan.num_bytes * (1 if self.bundle is None else 2)
-        free = shutil.disk_usage(path.parent).free
-        if free < needed:
-            raise OSError(
-                errno.ENOSPC,
-                f"the export takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free",
-                os.fspath(self.output),
-            )
+        make_folder(path.parent)
+        check_space(path, self.plan.num_bytes * (1 if self.bundle is None else 2))
         write_litert_model(path, self._graphs, description=_DESCRIPTION, num_threads=num_threads, progress=advance)
 
     def _plan(self, family: Family, quantization: str, kv_layout: str, cache_length: int) -> ExportPlan:
