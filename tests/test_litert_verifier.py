@@ -17,7 +17,7 @@ from litert_graphs import SAMPLES, F, N, Sample, T, build, c, model_of, pack, we
 
 from hearthlm.errors import CorruptFileError, HearthLMError, UnsupportedModelError
 from hearthlm.formats import litert_verifier
-from hearthlm.formats.flatbuffer import FlatbufferReader, Scalar, build_flatbuffer
+from hearthlm.formats.flatbuffer import Fields, FlatbufferReader, Scalar, build_flatbuffer
 from hearthlm.formats.flexbuffer import read_attributes
 from hearthlm.formats.litert_operators import KNOWN_COMPOSITES, OPERATORS
 from hearthlm.formats.litert_verifier import verify_litert_model
@@ -388,15 +388,14 @@ def test_weights_in_a_section_of_their_own() -> None:
 
 def test_what_is_used_again_and_again_is_refused() -> None:
     """A small file with many subgraphs that are all the same one would be looked at for hours."""
-    tensors = [{0: [2, 3], 3: "x"} for _ in range(500)]
-    data = bytearray(
-        build_flatbuffer({0: Scalar("I", 3), 2: [{0: tensors}, *({} for _ in range(999))], 4: [{}]}, b"TFL3")
-    )
-    model = FlatbufferReader(data, "m").root(b"TFL3")
+    first: Fields = {0: [{0: [2, 3], 3: "x"}] * 500}
+    others: list[Fields] = [{}] * 999
+    data = bytearray(build_flatbuffer({0: Scalar("I", 3), 2: [first, *others], 4: [{}]}, b"TFL3"))
+    model = FlatbufferReader(bytes(data), "m").root(b"TFL3")
     begin, count = model.vector_range(2, 4, 1000)
-    first = begin + int.from_bytes(data[begin : begin + 4], "little")
+    place = begin + int.from_bytes(data[begin : begin + 4], "little")
     for i in range(1, count):
-        struct.pack_into("<I", data, begin + 4 * i, (first - begin - 4 * i) % 2**32)
+        struct.pack_into("<I", data, begin + 4 * i, place - begin - 4 * i)
     with pytest.raises(CorruptFileError, match=rf"used more often than {len(data)} bytes explain"):
         verify_litert_model(bytes(data), "m")
 
