@@ -32,7 +32,7 @@ from hearthlm.formats.task_bundle import METADATA, MODEL, TOKENIZER, TaskBundle,
 pytest.importorskip("ai_edge_litert")
 
 from ai_edge_litert import schema_py_generated as schema
-from litert_graphs import SAMPLES, TYPES, Sample, T, build, c
+from litert_operator_samples import SAMPLES, TYPES, Sample, T, build, c
 
 GOLDEN = Path(__file__).parent / "golden" / "litert"
 MAX_SECONDS = 60

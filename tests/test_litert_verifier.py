@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from litert_graphs import SAMPLES, F, N, Sample, T, build, c, model_of, pack, weights
+from litert_operator_samples import SAMPLES, F, N, Sample, T, build, c, model_of, pack, weights
 
 from hearthlm.errors import CorruptFileError, HearthLMError, UnsupportedModelError
 from hearthlm.formats import litert_verifier
