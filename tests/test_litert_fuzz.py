@@ -67,10 +67,10 @@ def seed(name: str, data: bytes) -> Seed:
             values.add((position, layout.size))
         return scalar(self, field, layout, default)
 
-    def recorded_integers(self: Any, field: int) -> tuple[int, ...]:
+    def recorded_integers(self: Any, field: int, max_count: int = 4096) -> tuple[int, ...]:
         begin, count = self._vector(field, 4, "")
         values.update((begin + 4 * i, 4) for i in range(count))
-        return integers(self, field)
+        return integers(self, field, max_count)
 
     def recorded_bytes(self: Any, field: int) -> tuple[int, int]:
         begin, count = byte_range(self, field)
