@@ -1,8 +1,8 @@
 """Measures a LiteRT model through both of ai-edge-litert's interfaces: `python litert.py MODEL [THREADS]`.
 
 Load time (verifying and packing included), prefill of PROMPT_TOKENS, decode of OUTPUT_TOKENS and peak memory, each in a
-process of its own: CompiledModel, CompiledModel with a cache file of XNNPACK (the first writes it), Interpreter. Greedy,
-random ids, no stop token; the best of RUNS after one that touches every page. One JSON line each.
+process of its own: CompiledModel, CompiledModel with a cache file of XNNPACK (the first writes it), Interpreter;
+greedy, random ids, no stop token, the best of RUNS after one that touches every page. One JSON line each.
 """
 
 from __future__ import annotations

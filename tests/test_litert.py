@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from litert_graphs import CAPACITY, expected_logits, toy_model
 from numpy.typing import NDArray
 
 import hearthlm
 from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSession, LlmInferenceSessionOptions
 from hearthlm.formats.litert_lora import read_litert_lora
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
+from hearthlm.formats.litert_verifier import verify_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile
 from hearthlm.formats.task_bundle import MODEL, TOKENIZER, TaskBundle
 from hearthlm.runtime.executor import ForwardRequest, Wanted
@@ -74,7 +76,11 @@ def reference(path: Path, ids: tuple[int, ...], adapter: Path | None = None) -> 
 
 
 def open_executor(path: Path, interface: Interface = "compiled") -> LiteRtExecutor:
-    data = model_bytes(path)
+    return executor_of(model_bytes(path), interface)
+
+
+def executor_of(data: bytes, interface: Interface = "compiled") -> LiteRtExecutor:
+    verify_litert_model(data, "m")
     model = read_litert_model(data, "m")
     graph = load_graph(data, model, where="m", num_threads=1, interface=interface)
     return LiteRtExecutor(graph, model, llm_signatures(model, "m"), where="m", num_threads=1, digest=b"")
@@ -675,3 +681,132 @@ def test_adapters_that_do_not_fit_are_refused(
 def test_a_cut_adapter_is_refused(size: int) -> None:
     with pytest.raises(hearthlm.ModelFormatError):
         read_litert_lora(ADAPTER.read_bytes()[:size], "adapter")
+
+
+# Graphs of every kind, computed by hand
+
+TOY_IDS = [3, 7, 1, 20, 5, 5, 9, 0, 23, 11, 2]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"transposed": True},
+        {"mask": "float32", "transposed": True},
+        {"mask": "float16"},
+        {"mask": "bool"},
+        {"cache": "float16"},
+        {"cache": "int8", "transposed": True},
+        {"names": ("token_ids", "positions", "attn_mask"), "mask": "bool"},
+        {"cache_names": ("k_cache_0", "v_cache_0")},
+        {"in_place": False},
+        {"lengths": (1,)},
+        {"lengths": (32,)},
+        {"num_decoded": 3},
+        {"num_decoded": 2, "transposed": True, "mask": "float32", "cache": "int8"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_graph_is_computed(kind: dict[str, Any], interface: Interface) -> None:
+    executor = executor_of(toy_model(**kind), interface)
+    wanted = expected_logits(TOY_IDS)
+    rows = feed(executor, executor.new_state(), TOY_IDS, "all")
+    assert rows is not None and np.allclose(rows, wanted, atol=1e-6)
+    state = executor.new_state()
+    assert np.allclose(last_row(executor, state, TOY_IDS[:7]), wanted[6], atol=1e-6)
+    copy = state.fork()
+    assert np.allclose(last_row(executor, state, TOY_IDS[7:]), wanted[-1], atol=1e-6)
+    assert np.allclose(last_row(executor, copy, [4, 4]), expected_logits([*TOY_IDS[:7], 4, 4])[-1], atol=1e-6)
+    loaded = executor.load_state(state.length, state.save())
+    assert np.allclose(last_row(executor, loaded, [8]), expected_logits([*TOY_IDS, 8])[-1], atol=1e-6)
+    full = (TOY_IDS * 3)[:CAPACITY]
+    assert np.allclose(last_row(executor, executor.new_state(), full), expected_logits(full)[-1], atol=1e-6)
+    executor.close()
+
+
+def test_sequences_of_one_position_are_decoded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = executor_of(toy_model(num_decoded=3))
+    calls: list[str] = []
+    run = executor.graph.run
+
+    def counted(name: str, *rest: Any) -> Any:
+        calls.append(name)
+        return run(name, *rest)
+
+    monkeypatch.setattr(executor.graph, "run", counted)
+    first = executor.new_state()
+    feed(executor, first, TOY_IDS[:6], "none")
+    texts = {state: list(TOY_IDS[:6]) for state in (first, first.fork(), first.fork(), first.fork())}
+
+    def step(tokens: dict[Any, int]) -> None:
+        rows = executor.forward([ForwardRequest(state, [token], "last") for state, token in tokens.items()])
+        for (state, token), row in zip(tokens.items(), rows, strict=True):
+            texts[state].append(token)
+            assert row is not None and np.allclose(row[0], expected_logits(texts[state])[-1], atol=1e-6)
+
+    calls.clear()
+    states = list(texts)
+    step({state: i for i, state in enumerate(states)})
+    assert calls == ["decode"] * 2  # three slots, and one
+    assert len({key for state in states for key in state.memory()}) == 2
+    calls.clear()
+    step({states[0]: 5, states[1]: 6})
+    step({states[0]: 7})
+    step({states[2]: 8, states[1]: 9})  # one is two positions behind the first
+    assert calls == ["decode"] * 4
+    step({states[2]: 1})
+    step({states[0]: 2, states[1]: 3, states[2]: 4, states[3]: 5})
+    # A slot is left for a prefill, a rewind and a fork, and taken again.
+    feed(executor, states[0], [1, 2, 3, 4, 5], "none")
+    texts[states[0]] += [1, 2, 3, 4, 5]
+    states[1].truncate(7)
+    del texts[states[1]][7:]
+    copy = states[2].fork()
+    texts[copy] = list(texts[states[2]])
+    step({states[0]: 2, states[1]: 3, states[2]: 4, copy: 9})
+    step({states[0]: 2, states[1]: 3, states[2]: 4, copy: 9})
+    for state in texts:
+        state.close()
+        assert state.memory() == {}
+    executor.close()
+
+
+def test_responses_of_a_batch_are_those_of_each_alone(tmp_path: Path) -> None:
+    answers = []
+    for name, num_decoded in (("one", 1), ("three", 3)):
+        (tmp_path / name).write_bytes(toy_model(num_decoded=num_decoded))
+        options = LlmInferenceOptions(
+            tmp_path / name,
+            tokenizer_path=GOLDEN.parent / "tokenizers" / "bpe_512_byte_fallback.model",
+            num_responses=4,
+            num_threads=1,
+            temperature=2.0,
+            top_k=0,
+            stop_tokens=(9,),
+        )
+        with LlmInference.create_from_options(options) as llm:
+            answers.append(llm.generate([3, 7, 1, 20]).token_ids)
+            assert llm.generate([3, 7, 1, 20]).token_ids == answers[-1]
+            assert llm.max_tokens == CAPACITY
+            assert llm.token_logprobs([3, 7, 1]).shape == (2,)
+    assert answers[0] == answers[1]
+    assert len({len(ids) for ids in answers[0]}) > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (
+            {"names": ("embeddings", "input_pos", "mask"), "mask": "float32"},
+            "takes embeddings, made by a model of their own; expected .* tokens or token_ids",
+        ),
+        ({"names": ("words", "input_pos", "mask")}, "expected one of the inputs and outputs input_pos, mask, tokens"),
+        ({"cache_names": ("past_k", "past_v")}, "expected one of the inputs"),
+        ({"cache_names": ("kv_cache_k_0", "kv_cache_k_1")}, "no KV cache inputs found"),
+    ],
+)
+def test_an_unknown_graph_is_refused_with_what_is_known(kind: dict[str, Any], says: str, tmp_path: Path) -> None:
+    (tmp_path / "m.tflite").write_bytes(toy_model(**kind))
+    with pytest.raises(hearthlm.UnsupportedModelError, match=says):
+        LlmInference.create_from_model_path(tmp_path / "m.tflite")

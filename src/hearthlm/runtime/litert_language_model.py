@@ -31,7 +31,7 @@ from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.task_bundle import TaskBundle
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.language_model import ExecutorSettings, TextSettings
-from hearthlm.runtime.litert import LiteRtExecutor
+from hearthlm.runtime.litert import LiteRtExecutor, checked_layout
 from hearthlm.runtime.litert_graph import load_graph
 from hearthlm.runtime.litert_lora import LiteRtAdapter, open_litert_adapter
 from hearthlm.runtime.model import MAX_TEMPLATE_BYTES, special_tokens_in, template_in
@@ -92,24 +92,19 @@ class LiteRtLanguageModel:
                 found = _read_tflite(files.enter_context(MappedFile(path)), text)
             files.callback(found.data.release)
             signatures = llm_signatures(found.model, found.where)
+            layout = checked_layout(found.model, signatures, found.where)
             logits = found.model.signatures["decode"].outputs[signatures.logits].shape
-            if not logits or logits[-1] < 1:
-                raise UnsupportedModelError(
-                    f"{found.where}: {signatures.logits}: expected [batch, 1, vocabulary], got {list(logits)}"
-                )
             for name, tokens in (("start_token", (text.start_token,)), ("stop_tokens", text.stop_tokens)):
                 for token in tokens:
                     if isinstance(token, int) and token >= logits[-1]:
                         raise ValueError(f"{name}: expected an id below {logits[-1]}, got {token}")
             metadata, tokenizer = found.metadata, found.tokenizer
             stop_ids, stop_strings = _stops(metadata.stop_tokens, tokenizer)
-            cache = signatures.kv_cache
-            lengths = [n for n in (metadata.max_num_tokens, cache.num_tokens if cache else None) if n is not None]
             return cls(
                 path=Path(path),
                 where=found.where,
                 vocab_size=logits[-1],
-                context_length=min(lengths, default=1),
+                context_length=min(layout.num_tokens, metadata.max_num_tokens or layout.num_tokens),
                 prompt_templates=metadata.templates or PromptTemplates(),
                 chat_template=metadata.chat_template,
                 special_tokens=_special_tokens(found.tokenizer_config, tokenizer, metadata),
