@@ -17,15 +17,25 @@ from litert_graphs import CAPACITY, expected_logits, toy_model
 from numpy.typing import NDArray
 
 import hearthlm
-from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSession, LlmInferenceSessionOptions
+from hearthlm import (
+    LlmInference,
+    LlmInferenceOptions,
+    LlmInferenceSession,
+    LlmInferenceSessionOptions,
+    PromptTemplate,
+    PromptTemplates,
+)
 from hearthlm.formats.litert_lora import read_litert_lora
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
 from hearthlm.formats.litert_verifier import verify_litert_model
-from hearthlm.formats.litertlm import LiteRtLmFile
+from hearthlm.formats.litertlm import LiteRtLmFile, NewSection, write_litertlm
+from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, write_llm_metadata
 from hearthlm.formats.task_bundle import MODEL, TOKENIZER, TaskBundle
 from hearthlm.runtime.executor import ForwardRequest, Wanted
 from hearthlm.runtime.litert import CALL_COST, LiteRtExecutor, cover
 from hearthlm.runtime.litert_graph import Interface, load_graph
+from hearthlm.runtime.litert_language_model import _stops
+from hearthlm.tokenizers import from_sentencepiece
 
 GOLDEN = Path(__file__).parent / "golden" / "litert"
 DEFAULT_LAYOUT = GOLDEN / "gemma3_q8_ekv128.task"  # keys and values [1, tokens, heads, size], no mask
@@ -810,3 +820,114 @@ def test_an_unknown_graph_is_refused_with_what_is_known(kind: dict[str, Any], sa
     (tmp_path / "m.tflite").write_bytes(toy_model(**kind))
     with pytest.raises(hearthlm.UnsupportedModelError, match=says):
         LlmInference.create_from_model_path(tmp_path / "m.tflite")
+
+
+# What a file says of how it is spoken to
+
+
+def write_with_metadata(path: Path, metadata: LlmMetadata, model: Path = TRANSPOSED) -> Path:
+    with TaskBundle.open(model) as bundle:
+        pieces = bundle.sentencepiece_model
+    sections = [
+        NewSection("LlmMetadata", write_llm_metadata(metadata)),
+        NewSection("sentencepiece", pieces),
+        NewSection("tflite", model_bytes(model), {"model_type": "tf_lite_prefill_decode"}),
+    ]
+    write_litertlm(path, sections)
+    return path
+
+
+def test_a_file_says_how_to_sample_and_a_caller_says_otherwise(tmp_path: Path) -> None:
+    sampler = SamplerDefaults(type="top_p", top_k=7, top_p=0.5, temperature=1.5)
+    path = write_with_metadata(tmp_path / "m.litertlm", LlmMetadata(start_token=(2,), sampler=sampler))
+    with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1, top_k=3)) as llm:
+        with LlmInferenceSession.create_from_options(llm) as session:
+            options = session.session_options
+            assert (options.top_k, options.top_p, options.temperature) == (3, 0.5, 1.5)
+        with LlmInferenceSession.create_from_options(llm, LlmInferenceSessionOptions(temperature=0.1)) as session:
+            options = session.session_options
+            assert (options.top_k, options.top_p, options.temperature) == (7, 0.5, 0.1)
+    path = write_with_metadata(tmp_path / "g.litertlm", LlmMetadata(sampler=SamplerDefaults(type="greedy")))
+    with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+        assert llm.start_id is None
+        texts = {llm.generate([2, 5], LlmInferenceSessionOptions(random_seed=s)).token_ids for s in range(3)}
+        assert len(texts) == 1
+    path = write_with_metadata(tmp_path / "n.litertlm", LlmMetadata())
+    with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+        with LlmInferenceSession.create_from_options(llm) as session:
+            options = session.session_options
+            assert (options.top_k, options.top_p, options.temperature) == (40, 1.0, 0.8)
+
+
+def test_a_file_says_where_answers_end(tmp_path: Path) -> None:
+    with LlmInference.create_from_options(LlmInferenceOptions(FLOAT, num_threads=1)) as llm:
+        free = ids_of(llm, IDS)
+        text = llm.tokenizer.decode(free[:8], at_start=False)
+
+    def answered(*stop_tokens: Any, **changes: Any) -> Any:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.litertlm"
+        write_with_metadata(path, LlmMetadata(start_token="<s>", stop_tokens=stop_tokens, **changes), FLOAT)
+        with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+            return llm.generate(IDS, GREEDY)
+
+    assert answered().token_ids[0] == free
+    assert answered((free[3],)).token_ids[0] == free[: free.index(free[3])]
+    assert answered(text[-2:]).texts[0] == text[: text.index(text[-2:])]
+    several = answered((free[4], free[5]))
+    assert several.finish_reason == "stop"
+    assert len(several.token_ids[0]) < len(free)
+    assert answered(max_num_tokens=len(IDS) + 5).token_ids[0] == free[:5]
+    banned = answered(suppressed_tokens=tuple(set(free))).token_ids[0]
+    assert not set(banned) & set(free)
+
+
+def test_a_special_token_in_a_stop_text_ends_the_turn() -> None:
+    with TaskBundle.open(FLOAT) as bundle:
+        tokenizer = from_sentencepiece(bundle.sentencepiece_model)
+    end = tokenizer.token_id("<end_of_turn>")
+    assert _stops((".<end_of_turn>\n", "stop", "</s>", (17, 18)), tokenizer) == (
+        frozenset((end, tokenizer.token_id("</s>"))),
+        ("stop", tokenizer.decode((17, 18), skip_special=False)),
+    )
+    assert _stops(((4,), (5, 6)), None) == (frozenset((4, 5)), ())
+
+
+def test_conversations_are_written_as_the_file_says(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "a boat"}]
+    jinja = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}{{ 'go' if add_generation_prompt }}"
+    turns = PromptTemplates(user=PromptTemplate("<start_of_turn>user\n", "<end_of_turn>\n"), model=PromptTemplate("go"))
+    both = LlmMetadata(start_token="<s>", templates=turns, chat_template=jinja)
+    for name, metadata, written in (
+        ("jinja", both, "[a boat]go"),
+        ("turns", replace(both, chat_template=None), "<start_of_turn>user\na boat<end_of_turn>\ngo"),
+    ):
+        path = write_with_metadata(tmp_path / name, metadata, FLOAT)
+        with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+            assert llm.start_id is not None
+            wanted = [llm.start_id, *llm.tokenizer.encode(written)]
+            assert llm.chat_format.encode(messages) == wanted
+            assert llm.generate(messages, GREEDY).num_prompt_tokens == len(wanted)
+            assert llm.generate("a boat", GREEDY).num_prompt_tokens == len(llm.tokenizer.encode(turned("a boat"))) + 1
+    path = write_with_metadata(tmp_path / "none", LlmMetadata(start_token="<s>"), FLOAT)
+    with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+        with pytest.raises(hearthlm.UnsupportedModelError, match="without a chat template"):
+            llm.generate(messages)
+    path = write_with_metadata(tmp_path / "hostile", replace(both, chat_template="{{ ''.__class__.__mro__ }}"), FLOAT)
+    with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+        with pytest.raises(hearthlm.TemplateError):
+            llm.generate(messages)
+
+
+def turned(text: str) -> str:
+    return f"<start_of_turn>user\n{text}<end_of_turn>\ngo"
+
+
+def test_an_encoder_of_images_is_refused_by_name(tmp_path: Path) -> None:
+    sections = [
+        NewSection("LlmMetadata", write_llm_metadata(LlmMetadata())),
+        NewSection("tflite", model_bytes(TRANSPOSED), {"model_type": "tf_lite_prefill_decode"}),
+        NewSection("tflite", model_bytes(INT4), {"model_type": "tf_lite_vision_encoder"}),
+    ]
+    write_litertlm(tmp_path / "m.litertlm", sections)
+    with pytest.raises(hearthlm.UnsupportedModelError, match="tf_lite_vision_encoder"):
+        LlmInference.create_from_model_path(tmp_path / "m.litertlm")

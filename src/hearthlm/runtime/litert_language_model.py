@@ -58,6 +58,7 @@ class LiteRtLanguageModel:
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
     sampler_defaults: SamplerDefaults
+    suppressed_ids: tuple[int, ...]
     _model: LiteRtModel = field(repr=False)
     _signatures: LlmSignatures = field(repr=False)
     _data: memoryview = field(repr=False)
@@ -111,6 +112,7 @@ class LiteRtLanguageModel:
                 start_id=_token_id(metadata.start_token, tokenizer, found.where),
                 stop_ids=stop_ids,
                 stop_strings=stop_strings,
+                suppressed_ids=tuple(i for i in metadata.suppressed_tokens if i < logits[-1]),
                 sampler_defaults=_greedy_said(metadata.sampler or SamplerDefaults()),
                 _model=found.model,
                 _signatures=signatures,
