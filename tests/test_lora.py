@@ -20,7 +20,7 @@ from hearthlm.formats.weights_bin import WeightsBin
 from hearthlm.models import FAMILIES, read_config
 from hearthlm.models.model_types import MODEL_TYPES
 from hearthlm.quantization import dequantize
-from hearthlm.runtime.lora import LoraAdapter, open_adapter, write_lora_bin
+from hearthlm.runtime.lora import Adapter, LoraAdapter, open_adapter, write_lora_bin
 from hearthlm.runtime.model import Model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -126,7 +126,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlmInference]:
         yield model
 
 
-def greedy(llm: LlmInference, ids: list[int], lora: LoraAdapter | None, count: int = 12) -> list[int]:
+def greedy(llm: LlmInference, ids: list[int], lora: Adapter | None, count: int = 12) -> list[int]:
     from hearthlm.runtime.sampler import Sampler
     from hearthlm.runtime.session import Session
 
@@ -142,7 +142,7 @@ def test_several_adapters_serve_side_by_side_and_prefixes_are_not_mixed(
     from hearthlm.runtime.sampler import Sampler
     from hearthlm.runtime.session import Session
 
-    loaded: list[LoraAdapter | None] = [None, *(llm.load_lora(path) for path in adapters)]
+    loaded: list[Adapter | None] = [None, *(llm.load_lora(path) for path in adapters)]
     ids = random_ids(CONFIGS["gemma_mqa"], 40)
     alone = [greedy(llm, ids, lora) for lora in loaded]
     assert len({tuple(answer) for answer in alone}) == 3
@@ -227,7 +227,9 @@ def test_a_setting_that_changes_the_result_and_is_not_understood_is_refused(
 def test_settings_of_scale_are_obeyed(llm: LlmInference, tmp_path: Path) -> None:
     tensors = draw_adapter("gemma_mqa")
     role = "layers.0.attention.query"
-    plain = llm.load_lora(write_adapter(tmp_path / "a", tensors)).factors[role].up.data
+    plain_adapter = llm.load_lora(write_adapter(tmp_path / "a", tensors))
+    assert isinstance(plain_adapter, LoraAdapter)
+    plain = plain_adapter.factors[role].up.data
     for settings, factor in (
         ({"lora_alpha": 4}, 0.5),
         ({"use_rslora": True}, 2.0),
@@ -235,6 +237,7 @@ def test_settings_of_scale_are_obeyed(llm: LlmInference, tmp_path: Path) -> None
         ({"alpha_pattern": {"layers.0.self_attn.q_proj": 2}, "rank_pattern": {"q_proj": 4}, "r": 4}, 0.25),
     ):
         adapter = llm.load_lora(write_adapter(tmp_path / "b", tensors, **settings))
+        assert isinstance(adapter, LoraAdapter)
         assert np.allclose(adapter.factors[role].up.data, plain * factor)
 
 

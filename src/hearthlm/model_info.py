@@ -11,6 +11,7 @@ from typing import Any
 from hearthlm.errors import HearthLMError, UnsupportedModelError
 from hearthlm.formats import detect_format, task_bundle
 from hearthlm.formats.checkpoint import Checkpoint
+from hearthlm.formats.litert_lora import is_litert_lora, read_litert_lora
 from hearthlm.formats.litert_model import LiteRtModel, TensorSpec, llm_signatures, read_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile
 from hearthlm.formats.llm_parameters import prompt_templates
@@ -165,8 +166,12 @@ def _bundle_info(path: str | PathLike[str]) -> FileInfo:
 
 
 def _litert_info(path: str | PathLike[str]) -> FileInfo:
-    """Describe a `.tflite` by itself."""
+    """Describe a `.tflite` by itself, a model or a LoRA adapter."""
     with MappedFile(path) as file, file.read(0, file.size, "model") as data:
+        if is_litert_lora(data):
+            lora = read_litert_lora(data, str(file.path))
+            tensors = (TensorInfo(name, "FLOAT32", v.shape, v.nbytes) for name, v in lora.matrices.items())
+            return FileInfo("lora_tflite", tuple(tensors), metadata={"rank": lora.rank})
         called = _called(lambda: read_litert_model(data, str(file.path)), str(file.path))
         return FileInfo("tflite", metadata={"num_bytes": file.size, **called})
 
@@ -178,7 +183,7 @@ def _litertlm_info(path: str | PathLike[str]) -> FileInfo:
         if (tokenizer_json := file.tokenizer_json) is not None:
             tokenizer = from_hugging_face(tokenizer_json)
         elif (pieces := file.sentencepiece_model) is not None:
-            tokenizer = from_sentencepiece(pieces)
+            tokenizer = from_sentencepiece(pieces, bytes_to_unicode=file.bytes_to_unicode)
         metadata: dict[str, Any] = {
             "version": ".".join(map(str, file.version)),
             "labels": file.labels,
@@ -192,7 +197,20 @@ def _litertlm_info(path: str | PathLike[str]) -> FileInfo:
             where = f"{path}: {model.kind}"
             with file.data(model) as data:
                 metadata |= _called(lambda: read_litert_model(data, where), where)
-        return FileInfo("litertlm", tokenizer=None if tokenizer is None else _described(tokenizer), metadata=metadata)
+        templates = None
+        if any(s.kind == "LlmMetadata" for s in file.sections):
+            said = file.metadata
+            templates = said.templates
+            metadata |= {
+                "start_token": said.start_token,
+                "stop_tokens": list(said.stop_tokens),
+                "max_num_tokens": said.max_num_tokens,
+                "llm_model_type": said.model_type,
+                "sampler": None if said.sampler is None else asdict(said.sampler),
+                "has_chat_template": said.chat_template is not None,
+            }
+        described = None if tokenizer is None else _described(tokenizer)
+        return FileInfo("litertlm", tokenizer=described, templates=templates, metadata=metadata)
 
 
 def _called(read: Callable[[], LiteRtModel], where: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from hearthlm.errors import SessionFileError
 from hearthlm.kernels.cache_batch import CacheBatch
 from hearthlm.models.params import Architecture, Llama3Scaling, Norm, Rope
 from hearthlm.quantization import bfloat16_to_float32, float32_to_bfloat16
-from hearthlm.runtime.executor import ForwardRequest
+from hearthlm.runtime.executor import ForwardRequest, Wanted
 from hearthlm.runtime.kv_cache import BLOCK_SIZE, BlockCache, CacheLayout
 from hearthlm.runtime.linear import Activations, AdaptedRows, Linear, Observer
 from hearthlm.runtime.lora import LoraAdapter
@@ -294,6 +294,9 @@ class TransformerExecutor:
         state = TransformerState.load(self._layouts, length, arrays)
         state.adapter = adapter
         return state
+
+    def chunk_length(self, state: TransformerState, num_ids: int, wanted: Wanted, budget: int) -> int:
+        return min(num_ids, budget)
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[Rows | None]:
         a = self.architecture
