@@ -1,219 +1,213 @@
-"""LiteRT models of one operator, built with the schema's own Python classes."""
+"""A language model small enough to be computed by hand, as a LiteRT graph of every shape that exporters give one.
+
+Its logits are W (sum over all positions p so far of KEYS[token at p] + p VALUES[token at p]). What is in the cache are
+whole numbers, so that float16 and int8 hold them exactly, and a token in the wrong place shows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-TYPES = {
-    "float32": schema.TensorType.FLOAT32, "float16": schema.TensorType.FLOAT16, "int32": schema.TensorType.INT32,
-    "int64": schema.TensorType.INT64, "int16": schema.TensorType.INT16, "int8": schema.TensorType.INT8,
-    "uint8": schema.TensorType.UINT8, "bool": schema.TensorType.BOOL, "int4": schema.TensorType.INT4,
-}  # fmt: skip
+VOCAB, DIM, CAPACITY = 24, 8, 32
+_GENERATOR = np.random.default_rng(7)
+KEYS = _GENERATOR.integers(-3, 4, (VOCAB, DIM)).astype(np.float32)
+VALUES = _GENERATOR.integers(-1, 2, (VOCAB, DIM)).astype(np.float32)
+LOGITS = (_GENERATOR.integers(-2, 3, (VOCAB, DIM)) / 64).astype(np.float32)
+
+_TYPES = {"float32": 0, "float16": 1, "int32": 2, "int64": 4, "bool": 6, "int8": 9}
 
 
-@dataclass(frozen=True)
-class T:
-    """A tensor: what goes in or comes out, or a constant with `values`; `scales` are those of its rows, or one."""
-
-    dtype: str
-    shape: tuple[int, ...] = ()
-    values: NDArray[Any] | None = None
-    scales: int = 0
-    block: int = 0
+def expected_logits(ids: Sequence[int]) -> NDArray[np.float32]:
+    """Return the logits after each of `ids`, [len(ids), VOCAB]."""
+    positions = np.arange(len(ids), dtype=np.float32)[:, None]
+    rows = np.cumsum(KEYS[list(ids)] + positions * VALUES[list(ids)], axis=0)
+    logits: NDArray[np.float32] = rows @ LOGITS.T
+    return logits
 
 
-def c(*values: int, dtype: str = "int32") -> T:
-    """Return a constant vector of integers."""
-    return T(dtype, (len(values),), np.array(values, dtype))
+@dataclass
+class _Graph:
+    """One subgraph under construction; constants go into the model's buffers."""
+
+    model: Any
+    codes: dict[int, int]
+    tensors: list[Any] = field(default_factory=list)
+    operators: list[Any] = field(default_factory=list)
+
+    def tensor(self, shape: Sequence[int], dtype: str, data: NDArray[Any] | None = None, scale: float = 0.0) -> int:
+        from ai_edge_litert import schema_py_generated as schema
+
+        buffer = 0
+        if data is not None:
+            buffer = len(self.model.buffers)
+            self.model.buffers.append(schema.BufferT(data=np.frombuffer(data.tobytes(), np.uint8)))
+        tensor = schema.TensorT(shape=list(shape), type=_TYPES[dtype], buffer=buffer, name=f"t{len(self.tensors)}")
+        if scale:
+            tensor.quantization = schema.QuantizationParametersT(scale=[scale], zeroPoint=[0])
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def constant(self, values: Any, dtype: str = "int32") -> int:
+        array = np.asarray(values, dtype)
+        return self.tensor(array.shape, dtype, array)
+
+    def shape(self, tensor: int) -> list[int]:
+        return list(self.tensors[tensor].shape)
+
+    def op(self, code: int, inputs: Sequence[int], output: int, kind: int = 0, options: Any = None) -> int:
+        from ai_edge_litert import schema_py_generated as schema
+
+        index = self.codes.setdefault(code, len(self.codes))
+        self.operators.append(
+            schema.OperatorT(
+                opcodeIndex=index,
+                inputs=list(inputs),
+                outputs=[output],
+                builtinOptionsType=kind,
+                builtinOptions=options,
+            )
+        )
+        return output
+
+    def reshape(self, x: int, shape: Sequence[int]) -> int:
+        kind = next(name for name, number in _TYPES.items() if number == self.tensors[x].type)
+        return self.op(22, [x, self.constant(shape)], self.tensor(shape, kind))
+
+    def cast(self, x: int, dtype: str) -> int:
+        from ai_edge_litert import schema_py_generated as schema
+
+        options = schema.CastOptionsT(inDataType=self.tensors[x].type, outDataType=_TYPES[dtype])
+        return self.op(53, [x], self.tensor(self.shape(x), dtype), 37, options)
+
+    def binary(self, code: int, kind: int, options: Any, a: int, b: int, dtype: str = "float32") -> int:
+        shape = np.broadcast_shapes(tuple(self.shape(a)), tuple(self.shape(b)))
+        return self.op(code, [a, b], self.tensor(shape, dtype), kind, options)
 
 
-def weights(dtype: str, rows: int, columns: int, *, scales: int = 0, block: int = 0) -> T:
-    """Return a constant matrix."""
-    if dtype == "int4":
-        return T(dtype, (rows, columns), np.full(rows * columns // 2, 0x31, np.uint8), scales, block)
-    return T(dtype, (rows, columns), np.ones((rows, columns), dtype), scales)
+def toy_model(
+    *,
+    lengths: Sequence[int] = (4, 8),
+    cache: Literal["float32", "float16", "int8"] = "float32",
+    mask: Literal["float32", "float16", "bool"] | None = None,
+    names: tuple[str, str, str] = ("tokens", "input_pos", "mask"),
+    cache_names: tuple[str, str] = ("kv_cache_k_0", "kv_cache_v_0"),
+    transposed: bool = False,
+    num_decoded: int = 1,
+    in_place: bool = True,
+) -> bytes:
+    """Return the `.tflite`. With `in_place` False the old cache is read by more than the update of a slice."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
 
-
-@dataclass(frozen=True)
-class Sample:
-    """A call of one operator: its name in the schema, inputs (None is left out), options and outputs."""
-
-    name: str
-    inputs: Sequence[T | None]
-    outputs: Sequence[T]
-    options: dict[str, Any] = field(default_factory=dict)
-    options_name: str = ""
-    version: int = 1
-
-
-def build(sample: Sample) -> bytes:
-    """Return a model with the operator and one signature, `run`."""
-    return pack(model_of(sample))
-
-
-def pack(model: schema.ModelT) -> bytes:
-    """Return a model as it lies in a file."""
-    builder = flatbuffers.Builder(1024)
+    model = schema.ModelT(
+        version=3, operatorCodes=[], subgraphs=[], description="toy", buffers=[schema.BufferT()], signatureDefs=[]
+    )
+    codes: dict[int, int] = {}
+    entries = [(f"prefill_{length}", length, 1) for length in lengths] + [("decode", 1, num_decoded)]
+    for number, (name, length, batch) in enumerate(entries):
+        g = _Graph(model, codes)
+        inputs = {names[0]: g.tensor([batch, length], "int32"), names[1]: g.tensor([length], "int32")}
+        tokens, positions = inputs.values()
+        if mask is not None:
+            shape = [1, length, 1, CAPACITY] if names[2] == "attn_mask" else [1, 1, length, CAPACITY]
+            inputs[names[2]] = g.tensor(shape, mask)
+        key_shape = [1, batch, CAPACITY, DIM] if transposed else [batch, CAPACITY, 1, DIM]
+        value_shape = [1, batch, DIM, CAPACITY] if transposed else [batch, CAPACITY, 1, DIM]
+        scale = 1.0 if cache == "int8" else 0.0
+        outputs = {}
+        read = []
+        for side, (cache_name, shape) in enumerate(zip(cache_names, (key_shape, value_shape), strict=True)):
+            old = inputs[cache_name] = g.tensor(shape, cache, scale=scale)
+            table = g.constant((KEYS, VALUES)[side], "float32")
+            rows = g.op(36, [table, tokens], g.tensor([batch, length, DIM], "float32"), 23, schema.GatherOptionsT())
+            if side == 1:
+                scaled = g.reshape(g.cast(positions, "float32"), [1, length, 1])
+                rows = g.binary(18, 21, schema.MulOptionsT(), rows, scaled)
+            axis = 1
+            if transposed and side == 1:
+                rows = g.op(39, [rows, g.constant([0, 2, 1])], g.tensor([batch, DIM, length], "float32"))
+                axis = 3
+            elif transposed:
+                axis = 2
+            update = g.reshape(rows, [length if i == axis else n for i, n in enumerate(shape)])
+            if cache == "float16":
+                update = g.cast(update, "float16")
+            elif cache == "int8":
+                update = g.op(
+                    114, [update], g.tensor(g.shape(update), "int8", scale=scale), 89, schema.QuantizeOptionsT()
+                )
+            first = g.op(65, [positions, g.constant([0]), g.constant([1])], g.tensor([1], "int32"))
+            zero = g.constant([0])
+            start = g.op(
+                2, [first if i == axis else zero for i in range(4)], g.tensor([4], "int32"), 10,
+                schema.ConcatenationOptionsT(axis=0),
+            )  # fmt: skip
+            new = g.op(151, [old, update, start], g.tensor(shape, cache, scale=scale))
+            outputs[cache_name] = new
+            pasts = [new] if in_place else [new, old]
+            for i, past in enumerate(pasts):
+                if cache == "float16":
+                    past = g.cast(past, "float32")
+                elif cache == "int8":
+                    past = g.op(6, [past], g.tensor(shape, "float32"), 38, schema.DequantizeOptionsT())
+                if transposed and side == 1:
+                    past = g.reshape(past, [batch, DIM, CAPACITY])
+                    past = g.op(39, [past, g.constant([0, 2, 1])], g.tensor([batch, CAPACITY, DIM], "float32"))
+                else:
+                    past = g.reshape(past, [batch, CAPACITY, DIM])
+                if i == 1:
+                    past = g.binary(18, 21, schema.MulOptionsT(), past, g.constant([0.0], "float32"))
+                read.append(past)
+        if name == "decode":
+            if mask is None:
+                every = g.constant(np.arange(CAPACITY).reshape(1, CAPACITY))
+                seen = g.binary(63, 0, None, every, g.reshape(positions, [length, 1]), "bool")
+            elif mask == "bool":
+                seen = inputs[names[2]]
+            else:
+                given = inputs[names[2]] if mask == "float32" else g.cast(inputs[names[2]], "float32")
+                seen = g.binary(62, 0, None, given, g.constant([-1.0], "float32"), "bool")
+            weights = g.reshape(g.cast(seen, "float32"), [1, length, CAPACITY])
+            total = read[0]
+            for past in read[1:]:
+                total = g.binary(0, 11, schema.AddOptionsT(), total, past)
+            # One product for each sequence, as BATCH_MATMUL of LiteRT broadcasts only some shapes.
+            tiled = g.tensor([batch, length, CAPACITY], "float32")
+            summed = g.op(
+                126, [g.op(69, [weights, g.constant([batch, 1, 1])], tiled), total],
+                g.tensor([batch, length, DIM], "float32"), 101, schema.BatchMatMulOptionsT(),
+            )  # fmt: skip
+            flat = g.reshape(summed, [batch * length, DIM])
+            product = g.op(
+                9, [flat, g.constant(LOGITS, "float32")], g.tensor([batch * length, VOCAB], "float32"), 8,
+                schema.FullyConnectedOptionsT(),
+            )  # fmt: skip
+            outputs["logits"] = g.reshape(product, [batch, length, VOCAB])
+        model.subgraphs.append(
+            schema.SubGraphT(
+                tensors=g.tensors,
+                inputs=[*inputs.values()],
+                outputs=[*outputs.values()],
+                operators=g.operators,
+                name=name,
+            )
+        )
+        maps = [[schema.TensorMapT(name=n, tensorIndex=i) for n, i in side.items()] for side in (inputs, outputs)]
+        model.signatureDefs.append(
+            schema.SignatureDefT(inputs=maps[0], outputs=maps[1], signatureKey=name, subgraphIndex=number)
+        )
+    model.operatorCodes = [
+        schema.OperatorCodeT(builtinCode=code, deprecatedBuiltinCode=min(code, 127), version=_VERSIONS.get(code, 1))
+        for code in codes
+    ]
+    builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
-def model_of(sample: Sample) -> schema.ModelT:
-    """Return the model of `build`, to be changed."""
-    buffers, tensors = [schema.BufferT()], []
-
-    def constant(values: NDArray[Any]) -> int:
-        if not values.size:
-            return 0
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
-        buffers.append(buffer)
-        return len(buffers) - 1
-
-    def add(t: T, name: str) -> int:
-        tensor = schema.TensorT()
-        tensor.shape, tensor.type, tensor.name = np.array(t.shape, np.int32), TYPES[t.dtype], name.encode()
-        tensor.buffer = 0 if t.values is None else constant(t.values)
-        if t.scales:
-            tensor.quantization = schema.QuantizationParametersT()
-            tensor.quantization.scale = np.full(t.scales, 0.5, np.float32)
-            tensor.quantization.zeroPoint = np.zeros(t.scales, np.int64)
-        tensors.append(tensor)
-        index = len(tensors) - 1
-        if t.block:
-            shape = (t.shape[0], t.shape[1] // t.block)
-            blocks = schema.BlockwiseQuantizationT()
-            blocks.scales, blocks.zeroPoints, blocks.blockSize = len(tensors), -1, t.block
-            tensor.quantization = schema.QuantizationParametersT()
-            tensor.quantization.details = blocks
-            tensor.quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
-            add(T("float16", shape, np.full(shape, 0.5, np.float16)), name + "_scales")
-        return index
-
-    operator, code = schema.OperatorT(), schema.OperatorCodeT()
-    code.builtinCode = getattr(schema.BuiltinOperator, sample.name)
-    code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-    code.version = sample.version
-    inputs = [-1 if t is None else add(t, f"input_{i}") for i, t in enumerate(sample.inputs)]
-    outputs = [add(t, f"output_{i}") for i, t in enumerate(sample.outputs)]
-    operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
-    if sample.options_name:
-        operator.builtinOptions = getattr(schema, f"{sample.options_name}T")()
-        operator.builtinOptionsType = getattr(schema.BuiltinOptions, sample.options_name)
-        for name, value in sample.options.items():
-            assert hasattr(operator.builtinOptions, name), name
-            setattr(operator.builtinOptions, name, value)
-    graph, signature, model = schema.SubGraphT(), schema.SignatureDefT(), schema.ModelT()
-    graph.tensors, graph.operators, graph.name = tensors, [operator], b"main"
-    put_in = [i for i, t in zip(inputs, sample.inputs, strict=True) if t is not None and t.values is None]
-    graph.inputs, graph.outputs = np.array(put_in, np.int32), operator.outputs
-    signature.inputs, signature.outputs = [], []
-    for listed, indices in ((signature.inputs, put_in), (signature.outputs, outputs)):
-        for index in indices:
-            entry = schema.TensorMapT()
-            entry.name, entry.tensorIndex = tensors[index].name, index
-            listed.append(entry)
-    signature.signatureKey, signature.subgraphIndex = b"run", 0
-    model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, [code], [graph], buffers
-    model.signatureDefs, model.description = [signature], b"a test"
-    return model
-
-
-F, N, B = "float32", "int32", "bool"
-
-
-def _samples() -> list[Sample]:
-    x = T(F, (2, 3, 4))
-    found = [
-        Sample(name, [x], [x], {}, options)
-        for name, options in (
-            ("FLOOR", ""), ("LOGISTIC", ""), ("RELU", ""), ("RELU6", ""), ("TANH", ""), ("EXP", "ExpOptions"),
-            ("NEG", "NegOptions"), ("SIN", ""), ("LOG", ""), ("SQRT", ""), ("RSQRT", ""), ("SQUARE", "SquareOptions"),
-            ("ABS", "AbsOptions"), ("CEIL", ""), ("COS", "CosOptions"), ("ROUND", ""), ("GELU", "GeluOptions"),
-        )
-    ]  # fmt: skip
-    found.append(Sample("LOGICAL_NOT", [T(B, (2, 3))], [T(B, (2, 3))], {}, "LogicalNotOptions"))
-    found.append(Sample("SOFTMAX", [x], [x], {"beta": 1.0}, "SoftmaxOptions"))
-    for name in ("ADD", "SUB", "MUL", "DIV"):
-        relu = {"fusedActivationFunction": 1}
-        found.append(Sample(name, [x, T(F, (4,))], [x], relu, f"{name.capitalize()}Options"))
-    for name, options in (
-        ("MAXIMUM", "MaximumMinimumOptions"), ("MINIMUM", "MaximumMinimumOptions"), ("POW", "PowOptions"),
-        ("SQUARED_DIFFERENCE", "SquaredDifferenceOptions"),
-    ):  # fmt: skip
-        found.append(Sample(name, [x, T(F, (3, 1))], [x], {}, options))
-    for name in ("LESS", "GREATER", "GREATER_EQUAL", "LESS_EQUAL", "EQUAL", "NOT_EQUAL"):
-        options = f"{name.title().replace('_', '')}Options"
-        found.append(Sample(name, [T(N, (2, 1)), T(N, (1, 3))], [T(B, (2, 3))], {}, options))
-    for name in ("LOGICAL_OR", "LOGICAL_AND"):
-        options = f"{name.title().replace('_', '')}Options"
-        found.append(Sample(name, [T(B, (2, 3)), T(B, (3,))], [T(B, (2, 3))], {}, options))
-    for name, dtype in (
-        ("MEAN", F), ("SUM", F), ("REDUCE_MAX", F), ("REDUCE_MIN", F), ("REDUCE_ANY", B), ("REDUCE_ALL", B)
-    ):  # fmt: skip
-        y = T(dtype, (2, 3, 4))
-        found.append(Sample(name, [y, c(-1)], [T(dtype, (2, 3, 1))], {"keepDims": True}, "ReducerOptions"))
-        found.append(Sample(name, [y, c(0, 2)], [T(dtype, (3,))], {}, "ReducerOptions"))
-    fully = "FullyConnectedOptions"
-    for matrix in (
-        weights(F, 6, 4), weights("int8", 6, 4, scales=6), weights("int4", 6, 4, scales=6),
-    ):  # fmt: skip
-        found.append(Sample("FULLY_CONNECTED", [x, matrix, None], [T(F, (2, 3, 6))], {"keepNumDims": True}, fully))
-        found.append(Sample("EMBEDDING_LOOKUP", [T(N, (5,)), matrix], [T(F, (5, 4))]))
-    found += [
-        Sample("FULLY_CONNECTED", [x, weights(F, 6, 4), T(F, (6,), np.ones(6, F))], [T(F, (6, 6))], {}, fully),
-        Sample(
-            "FULLY_CONNECTED", [T(F, (2, 64)), weights("int4", 6, 64, block=32), None], [T(F, (2, 6))],
-            {"keepNumDims": True}, fully,
-        ),
-        Sample("EMBEDDING_LOOKUP", [T(N, (5,)), weights("int4", 6, 64, block=32)], [T(F, (5, 64))]),
-        Sample("DEQUANTIZE", [T("int8", (2, 3), scales=1)], [T(F, (2, 3))], {}, "DequantizeOptions"),
-        Sample("QUANTIZE", [T(F, (2, 3))], [T("int8", (2, 3), scales=1)], {}, "QuantizeOptions"),
-        Sample("CONCATENATION", [x, T(F, (2, 5, 4))], [T(F, (2, 8, 4))], {"axis": -2}, "ConcatenationOptions"),
-        Sample("RESHAPE", [x, c(2, -1)], [T(F, (2, 12))]),
-        Sample("RESHAPE", [T(N, (1,)), c()], [T(N, ())]),
-        Sample("RESHAPE", [x], [T(F, (4, 6))], {"newShape": [4, 6]}, "ReshapeOptions"),
-        Sample("PAD", [x, T(N, (3, 2), np.array([[0, 1], [2, 0], [1, 1]], N))], [T(F, (3, 5, 6))], {}, "PadOptions"),
-        Sample(
-            "PADV2", [x, T(N, (3, 2), np.zeros((3, 2), N)), T(F, (), np.array(1, F))], [x], {}, "PadV2Options"
-        ),
-        Sample("GATHER", [x, T(N, (2, 2))], [T(F, (2, 2, 2, 4))], {"axis": 1}, "GatherOptions"),
-        Sample("GATHER_ND", [x, T(N, (5, 2))], [T(F, (5, 4))], {}, "GatherNdOptions"),
-        Sample("TRANSPOSE", [x, c(2, 0, 1)], [T(F, (4, 2, 3))], {}, "TransposeOptions"),
-        Sample("SQUEEZE", [T(F, (1, 3, 1))], [T(F, (3, 1))], {"squeezeDims": [0]}, "SqueezeOptions"),
-        Sample("STRIDED_SLICE", [x, c(0, 1, 0), c(2, 3, -1), c(1, 1, 2)], [T(F, (2, 2, 2))], {}, "StridedSliceOptions"),
-        Sample(
-            "STRIDED_SLICE", [x, c(1, 0, 0), c(2, 0, 0), c(1, 1, 1)], [T(F, (3, 4))],
-            {"shrinkAxisMask": 1, "beginMask": 6, "endMask": 6}, "StridedSliceOptions",
-        ),
-        Sample("TOPK_V2", [x, T(N, (), np.array(2, N))], [T(F, (2, 3, 2)), T(N, (2, 3, 2))], {}, "TopKV2Options"),
-        Sample("SPLIT", [T(N, (), np.array(2, N)), x], [T(F, (2, 3, 2))] * 2, {"numSplits": 2}, "SplitOptions"),
-        Sample("CAST", [T(N, (2, 3))], [T(F, (2, 3))], {}, "CastOptions"),
-        Sample("ARG_MAX", [x, T(N, (), np.array(1, N))], [T(N, (2, 4))], {"outputType": 2}, "ArgMaxOptions"),
-        Sample("SELECT", [T(B, (2, 3, 4)), x, x], [x], {}, "SelectOptions"),
-        Sample("SELECT", [T(B, (2,)), x, x], [x], {}, "SelectOptions"),
-        Sample("SELECT_V2", [T(B, (3, 1)), x, T(F, ())], [x], {}, "SelectV2Options"),
-        Sample("SLICE", [x, c(0, 1, 2), c(2, -1, 1)], [T(F, (2, 2, 1))], {}, "SliceOptions"),
-        Sample("TILE", [x, c(1, 2, 3)], [T(F, (2, 6, 12))], {}, "TileOptions"),
-        Sample("EXPAND_DIMS", [x, T(N, (), np.array(1, N))], [T(F, (2, 1, 3, 4))], {}, "ExpandDimsOptions"),
-        Sample("PACK", [T(F, (2, 3))] * 3, [T(F, (2, 3, 3))], {"valuesCount": 3, "axis": 2}, "PackOptions"),
-        Sample("UNPACK", [x], [T(F, (2, 4))] * 3, {"num": 3, "axis": 1}, "UnpackOptions"),
-        Sample("FILL", [c(2, 3), T(F, ())], [T(F, (2, 3))], {}, "FillOptions"),
-        Sample("RANGE", [T(N, (), np.array(n, N)) for n in (2, 9, 3)], [T(N, (3,))], {}, "RangeOptions"),
-        Sample("BATCH_MATMUL", [T(F, (2, 1, 3, 4)), T(F, (5, 4, 6))], [T(F, (2, 5, 3, 6))], {}, "BatchMatMulOptions"),
-        Sample("BATCH_MATMUL", [T(F, (3, 4)), T(F, (6, 4))], [T(F, (3, 6))], {"adjY": True}, "BatchMatMulOptions"),
-        Sample("CUMSUM", [x, T(N, (), np.array(1, N))], [x], {}, "CumsumOptions"),
-        Sample("BROADCAST_TO", [T(F, (3, 1)), c(2, 3, 4)], [x], {}, "BroadcastToOptions", version=2),
-        Sample("DYNAMIC_UPDATE_SLICE", [x, T(F, (1, 3, 2)), T(N, (3,))], [x], {}, "DynamicUpdateSliceOptions"),
-    ]  # fmt: skip
-    return found
-
-
-SAMPLES = _samples()
+_VERSIONS = {6: 2, 53: 1, 114: 1}

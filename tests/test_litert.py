@@ -13,17 +13,29 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from litert_graphs import CAPACITY, expected_logits, toy_model
 from numpy.typing import NDArray
 
 import hearthlm
-from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSession, LlmInferenceSessionOptions
+from hearthlm import (
+    LlmInference,
+    LlmInferenceOptions,
+    LlmInferenceSession,
+    LlmInferenceSessionOptions,
+    PromptTemplate,
+    PromptTemplates,
+)
 from hearthlm.formats.litert_lora import read_litert_lora
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
-from hearthlm.formats.litertlm import LiteRtLmFile
+from hearthlm.formats.litert_verifier import verify_litert_model
+from hearthlm.formats.litertlm import LiteRtLmFile, NewSection, write_litertlm
+from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, write_llm_metadata
 from hearthlm.formats.task_bundle import MODEL, TOKENIZER, TaskBundle
 from hearthlm.runtime.executor import ForwardRequest, Wanted
 from hearthlm.runtime.litert import CALL_COST, LiteRtExecutor, cover
 from hearthlm.runtime.litert_graph import Interface, load_graph
+from hearthlm.runtime.litert_language_model import _stops
+from hearthlm.tokenizers import from_sentencepiece
 
 GOLDEN = Path(__file__).parent / "golden" / "litert"
 DEFAULT_LAYOUT = GOLDEN / "gemma3_q8_ekv128.task"  # keys and values [1, tokens, heads, size], no mask
@@ -74,7 +86,11 @@ def reference(path: Path, ids: tuple[int, ...], adapter: Path | None = None) -> 
 
 
 def open_executor(path: Path, interface: Interface = "compiled") -> LiteRtExecutor:
-    data = model_bytes(path)
+    return executor_of(model_bytes(path), interface)
+
+
+def executor_of(data: bytes, interface: Interface = "compiled") -> LiteRtExecutor:
+    verify_litert_model(data, "m")
     model = read_litert_model(data, "m")
     graph = load_graph(data, model, where="m", num_threads=1, interface=interface)
     return LiteRtExecutor(graph, model, llm_signatures(model, "m"), where="m", num_threads=1, digest=b"")
@@ -675,3 +691,243 @@ def test_adapters_that_do_not_fit_are_refused(
 def test_a_cut_adapter_is_refused(size: int) -> None:
     with pytest.raises(hearthlm.ModelFormatError):
         read_litert_lora(ADAPTER.read_bytes()[:size], "adapter")
+
+
+# Graphs of every kind, computed by hand
+
+TOY_IDS = [3, 7, 1, 20, 5, 5, 9, 0, 23, 11, 2]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"transposed": True},
+        {"mask": "float32", "transposed": True},
+        {"mask": "float16"},
+        {"mask": "bool"},
+        {"cache": "float16"},
+        {"cache": "int8", "transposed": True},
+        {"names": ("token_ids", "positions", "attn_mask"), "mask": "bool"},
+        {"cache_names": ("k_cache_0", "v_cache_0")},
+        {"in_place": False},
+        {"lengths": (1,)},
+        {"lengths": (32,)},
+        {"num_decoded": 3},
+        {"num_decoded": 2, "transposed": True, "mask": "float32", "cache": "int8"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_graph_is_computed(kind: dict[str, Any], interface: Interface) -> None:
+    executor = executor_of(toy_model(**kind), interface)
+    wanted = expected_logits(TOY_IDS)
+    rows = feed(executor, executor.new_state(), TOY_IDS, "all")
+    assert rows is not None and np.allclose(rows, wanted, atol=1e-6)
+    state = executor.new_state()
+    assert np.allclose(last_row(executor, state, TOY_IDS[:7]), wanted[6], atol=1e-6)
+    copy = state.fork()
+    assert np.allclose(last_row(executor, state, TOY_IDS[7:]), wanted[-1], atol=1e-6)
+    assert np.allclose(last_row(executor, copy, [4, 4]), expected_logits([*TOY_IDS[:7], 4, 4])[-1], atol=1e-6)
+    loaded = executor.load_state(state.length, state.save())
+    assert np.allclose(last_row(executor, loaded, [8]), expected_logits([*TOY_IDS, 8])[-1], atol=1e-6)
+    full = (TOY_IDS * 3)[:CAPACITY]
+    assert np.allclose(last_row(executor, executor.new_state(), full), expected_logits(full)[-1], atol=1e-6)
+    executor.close()
+
+
+def test_sequences_of_one_position_are_decoded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = executor_of(toy_model(num_decoded=3))
+    calls: list[str] = []
+    run = executor.graph.run
+
+    def counted(name: str, *rest: Any) -> Any:
+        calls.append(name)
+        return run(name, *rest)
+
+    monkeypatch.setattr(executor.graph, "run", counted)
+    first = executor.new_state()
+    feed(executor, first, TOY_IDS[:6], "none")
+    texts = {state: list(TOY_IDS[:6]) for state in (first, first.fork(), first.fork(), first.fork())}
+
+    def step(tokens: dict[Any, int]) -> None:
+        rows = executor.forward([ForwardRequest(state, [token], "last") for state, token in tokens.items()])
+        for (state, token), row in zip(tokens.items(), rows, strict=True):
+            texts[state].append(token)
+            assert row is not None and np.allclose(row[0], expected_logits(texts[state])[-1], atol=1e-6)
+
+    calls.clear()
+    states = list(texts)
+    step({state: i for i, state in enumerate(states)})
+    assert calls == ["decode"] * 2  # three slots, and one
+    assert len({key for state in states for key in state.memory()}) == 2
+    calls.clear()
+    step({states[0]: 5, states[1]: 6})
+    step({states[0]: 7})
+    step({states[2]: 8, states[1]: 9})  # one is two positions behind the first
+    assert calls == ["decode"] * 4
+    step({states[2]: 1})
+    step({states[0]: 2, states[1]: 3, states[2]: 4, states[3]: 5})
+    # A slot is left for a prefill, a rewind and a fork, and taken again.
+    feed(executor, states[0], [1, 2, 3, 4, 5], "none")
+    texts[states[0]] += [1, 2, 3, 4, 5]
+    states[1].truncate(7)
+    del texts[states[1]][7:]
+    copy = states[2].fork()
+    texts[copy] = list(texts[states[2]])
+    step({states[0]: 2, states[1]: 3, states[2]: 4, copy: 9})
+    step({states[0]: 2, states[1]: 3, states[2]: 4, copy: 9})
+    for state in texts:
+        state.close()
+        assert state.memory() == {}
+    executor.close()
+
+
+def test_responses_of_a_batch_are_those_of_each_alone(tmp_path: Path) -> None:
+    answers = []
+    for name, num_decoded in (("one", 1), ("three", 3)):
+        (tmp_path / name).write_bytes(toy_model(num_decoded=num_decoded))
+        options = LlmInferenceOptions(
+            tmp_path / name,
+            tokenizer_path=GOLDEN.parent / "tokenizers" / "bpe_512_byte_fallback.model",
+            num_responses=4,
+            num_threads=1,
+            temperature=2.0,
+            top_k=0,
+            stop_tokens=(9,),
+        )
+        with LlmInference.create_from_options(options) as llm:
+            answers.append(llm.generate([3, 7, 1, 20]).token_ids)
+            assert llm.generate([3, 7, 1, 20]).token_ids == answers[-1]
+            assert llm.max_tokens == CAPACITY
+            assert llm.token_logprobs([3, 7, 1]).shape == (2,)
+    assert answers[0] == answers[1]
+    assert len({len(ids) for ids in answers[0]}) > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (
+            {"names": ("embeddings", "input_pos", "mask"), "mask": "float32"},
+            "takes embeddings, made by a model of their own; expected .* tokens or token_ids",
+        ),
+        ({"names": ("words", "input_pos", "mask")}, "expected one of the inputs and outputs input_pos, mask, tokens"),
+        ({"cache_names": ("past_k", "past_v")}, "expected one of the inputs"),
+        ({"cache_names": ("kv_cache_k_0", "kv_cache_k_1")}, "no KV cache inputs found"),
+    ],
+)
+def test_an_unknown_graph_is_refused_with_what_is_known(kind: dict[str, Any], says: str, tmp_path: Path) -> None:
+    (tmp_path / "m.tflite").write_bytes(toy_model(**kind))
+    with pytest.raises(hearthlm.UnsupportedModelError, match=says):
+        LlmInference.create_from_model_path(tmp_path / "m.tflite")
+
+
+# What a file says of how it is spoken to
+
+
+def write_with_metadata(path: Path, metadata: LlmMetadata, model: Path = TRANSPOSED) -> Path:
+    with TaskBundle.open(model) as bundle:
+        pieces = bundle.sentencepiece_model
+    sections = [
+        NewSection("LlmMetadata", write_llm_metadata(metadata)),
+        NewSection("sentencepiece", pieces),
+        NewSection("tflite", model_bytes(model), {"model_type": "tf_lite_prefill_decode"}),
+    ]
+    write_litertlm(path, sections)
+    return path
+
+
+def test_a_file_says_how_to_sample_and_a_caller_says_otherwise(tmp_path: Path) -> None:
+    sampler = SamplerDefaults(type="top_p", top_k=7, top_p=0.5, temperature=1.5)
+    path = write_with_metadata(tmp_path / "m.litertlm", LlmMetadata(start_token=(2,), sampler=sampler))
+    with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1, top_k=3)) as llm:
+        with LlmInferenceSession.create_from_options(llm) as session:
+            options = session.session_options
+            assert (options.top_k, options.top_p, options.temperature) == (3, 0.5, 1.5)
+        with LlmInferenceSession.create_from_options(llm, LlmInferenceSessionOptions(temperature=0.1)) as session:
+            options = session.session_options
+            assert (options.top_k, options.top_p, options.temperature) == (7, 0.5, 0.1)
+    path = write_with_metadata(tmp_path / "g.litertlm", LlmMetadata(sampler=SamplerDefaults(type="greedy")))
+    with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+        assert llm.start_id is None
+        texts = {llm.generate([2, 5], LlmInferenceSessionOptions(random_seed=s)).token_ids for s in range(3)}
+        assert len(texts) == 1
+    path = write_with_metadata(tmp_path / "n.litertlm", LlmMetadata())
+    with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+        with LlmInferenceSession.create_from_options(llm) as session:
+            options = session.session_options
+            assert (options.top_k, options.top_p, options.temperature) == (40, 1.0, 0.8)
+
+
+def test_a_file_says_where_answers_end(tmp_path: Path) -> None:
+    with LlmInference.create_from_options(LlmInferenceOptions(FLOAT, num_threads=1)) as llm:
+        free = ids_of(llm, IDS)
+        text = llm.tokenizer.decode(free[:8], at_start=False)
+
+    def answered(*stop_tokens: Any, **changes: Any) -> Any:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.litertlm"
+        write_with_metadata(path, LlmMetadata(start_token="<s>", stop_tokens=stop_tokens, **changes), FLOAT)
+        with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+            return llm.generate(IDS, GREEDY)
+
+    assert answered().token_ids[0] == free
+    assert answered((free[3],)).token_ids[0] == free[: free.index(free[3])]
+    assert answered(text[-2:]).texts[0] == text[: text.index(text[-2:])]
+    several = answered((free[4], free[5]))
+    assert several.finish_reason == "stop"
+    assert len(several.token_ids[0]) < len(free)
+    assert answered(max_num_tokens=len(IDS) + 5).token_ids[0] == free[:5]
+    banned = answered(suppressed_tokens=tuple(set(free))).token_ids[0]
+    assert not set(banned) & set(free)
+
+
+def test_a_special_token_in_a_stop_text_ends_the_turn() -> None:
+    with TaskBundle.open(FLOAT) as bundle:
+        tokenizer = from_sentencepiece(bundle.sentencepiece_model)
+    end = tokenizer.token_id("<end_of_turn>")
+    assert _stops((".<end_of_turn>\n", "stop", "</s>", (17, 18)), tokenizer) == (
+        frozenset((end, tokenizer.token_id("</s>"))),
+        ("stop", tokenizer.decode((17, 18), skip_special=False)),
+    )
+    assert _stops(((4,), (5, 6)), None) == (frozenset((4, 5)), ())
+
+
+def test_conversations_are_written_as_the_file_says(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "a boat"}]
+    jinja = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}{{ 'go' if add_generation_prompt }}"
+    turns = PromptTemplates(user=PromptTemplate("<start_of_turn>user\n", "<end_of_turn>\n"), model=PromptTemplate("go"))
+    both = LlmMetadata(start_token="<s>", templates=turns, chat_template=jinja)
+    for name, metadata, written in (
+        ("jinja", both, "[a boat]go"),
+        ("turns", replace(both, chat_template=None), "<start_of_turn>user\na boat<end_of_turn>\ngo"),
+    ):
+        path = write_with_metadata(tmp_path / name, metadata, FLOAT)
+        with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+            assert llm.start_id is not None
+            wanted = [llm.start_id, *llm.tokenizer.encode(written)]
+            assert llm.chat_format.encode(messages) == wanted
+            assert llm.generate(messages, GREEDY).num_prompt_tokens == len(wanted)
+            assert llm.generate("a boat", GREEDY).num_prompt_tokens == len(llm.tokenizer.encode(turned("a boat"))) + 1
+    path = write_with_metadata(tmp_path / "none", LlmMetadata(start_token="<s>"), FLOAT)
+    with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+        with pytest.raises(hearthlm.UnsupportedModelError, match="without a chat template"):
+            llm.generate(messages)
+    path = write_with_metadata(tmp_path / "hostile", replace(both, chat_template="{{ ''.__class__.__mro__ }}"), FLOAT)
+    with LlmInference.create_from_options(LlmInferenceOptions(path, num_threads=1)) as llm:
+        with pytest.raises(hearthlm.TemplateError):
+            llm.generate(messages)
+
+
+def turned(text: str) -> str:
+    return f"<start_of_turn>user\n{text}<end_of_turn>\ngo"
+
+
+def test_an_encoder_of_images_is_refused_by_name(tmp_path: Path) -> None:
+    sections = [
+        NewSection("LlmMetadata", write_llm_metadata(LlmMetadata())),
+        NewSection("tflite", model_bytes(TRANSPOSED), {"model_type": "tf_lite_prefill_decode"}),
+        NewSection("tflite", model_bytes(INT4), {"model_type": "tf_lite_vision_encoder"}),
+    ]
+    write_litertlm(tmp_path / "m.litertlm", sections)
+    with pytest.raises(hearthlm.UnsupportedModelError, match="tf_lite_vision_encoder"):
+        LlmInference.create_from_model_path(tmp_path / "m.litertlm")

@@ -32,7 +32,7 @@ from hearthlm.formats.task_bundle import METADATA, MODEL, TOKENIZER, TaskBundle,
 pytest.importorskip("ai_edge_litert")
 
 from ai_edge_litert import schema_py_generated as schema
-from litert_graphs import SAMPLES, TYPES, Sample, T, build, c
+from litert_operator_samples import SAMPLES, TYPES, Sample, T, build, c
 
 GOLDEN = Path(__file__).parent / "golden" / "litert"
 MAX_SECONDS = 60
@@ -67,10 +67,10 @@ def seed(name: str, data: bytes) -> Seed:
             values.add((position, layout.size))
         return scalar(self, field, layout, default)
 
-    def recorded_integers(self: Any, field: int) -> tuple[int, ...]:
+    def recorded_integers(self: Any, field: int, max_count: int = 4096) -> tuple[int, ...]:
         begin, count = self._vector(field, 4, "")
         values.update((begin + 4 * i, 4) for i in range(count))
-        return integers(self, field)
+        return integers(self, field, max_count)
 
     def recorded_bytes(self: Any, field: int) -> tuple[int, int]:
         begin, count = byte_range(self, field)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from litert_graphs import SAMPLES, F, N, Sample, T, build, c, model_of, pack, weights
+from litert_operator_samples import SAMPLES, F, N, Sample, T, build, c, model_of, pack, weights
 
 from hearthlm.errors import CorruptFileError, HearthLMError, UnsupportedModelError
 from hearthlm.formats import litert_verifier
+from hearthlm.formats.flatbuffer import Fields, FlatbufferReader, Scalar, build_flatbuffer
 from hearthlm.formats.flexbuffer import read_attributes
 from hearthlm.formats.litert_operators import KNOWN_COMPOSITES, OPERATORS
 from hearthlm.formats.litert_verifier import verify_litert_model
@@ -382,6 +384,20 @@ def test_weights_in_a_section_of_their_own() -> None:
     found.externalBuffers = []
     with pytest.raises(CorruptFileError, match="external buffer 8 is out of range, there are none"):
         verify_litert_model(pack(found), "m")
+
+
+def test_what_is_used_again_and_again_is_refused() -> None:
+    """A small file with many subgraphs that are all the same one would be looked at for hours."""
+    first: Fields = {0: [{0: [2, 3], 3: "x"}] * 500}
+    others: list[Fields] = [{}] * 999
+    data = bytearray(build_flatbuffer({0: Scalar("I", 3), 2: [first, *others], 4: [{}]}, b"TFL3"))
+    model = FlatbufferReader(bytes(data), "m").root(b"TFL3")
+    begin, count = model.vector_range(2, 4, 1000)
+    place = begin + int.from_bytes(data[begin : begin + 4], "little")
+    for i in range(1, count):
+        struct.pack_into("<I", data, begin + 4 * i, place - begin - 4 * i)
+    with pytest.raises(CorruptFileError, match=rf"used more often than {len(data)} bytes explain"):
+        verify_litert_model(bytes(data), "m")
 
 
 def test_a_text_that_does_not_end_is_refused() -> None:

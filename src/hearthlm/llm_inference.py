@@ -533,6 +533,9 @@ class LlmInference:
         for token_id in options.logit_bias or ():
             if token_id >= (vocab_size := self._model.vocab_size):
                 raise ValueError(f"logit_bias: expected token ids below {vocab_size}, got {token_id}")
+        if suppressed := self._model.suppressed_ids:
+            never = dict.fromkeys(suppressed, -math.inf)
+            options = replace(options, logit_bias={**(options.logit_bias or {}), **never})
         return Call(
             session,
             context,

@@ -25,7 +25,13 @@ from hearthlm.errors import CorruptFileError, UnsafeFileError, UnsupportedModelE
 from hearthlm.formats.atomic_file import replace_file
 from hearthlm.formats.content import Content, FileRange, content_pieces, content_size
 from hearthlm.formats.litert_model import LiteRtModel, read_litert_model
-from hearthlm.formats.llm_metadata import LlmMetadata, read_llm_metadata, read_task_metadata
+from hearthlm.formats.llm_metadata import (
+    LlmMetadata,
+    is_llm_metadata,
+    read_llm_metadata,
+    read_task_metadata,
+    to_llm_parameters,
+)
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.stored_zip import ZipEntry, read_zip_entries, write_stored_zip
@@ -199,8 +205,11 @@ class TaskBundle:
         return LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE in self.parameters.input_output_normalizations
 
     def _read_parameters(self) -> LlmParameters:
+        data = self._small(METADATA, MAX_METADATA_BYTES)
+        if is_llm_metadata(data):
+            return to_llm_parameters(read_llm_metadata(data, f"{self.path}: {METADATA}"), lambda ids: None)
         try:
-            return LlmParameters.FromString(self._small(METADATA, MAX_METADATA_BYTES))
+            return LlmParameters.FromString(data)
         except DecodeError:
             raise CorruptFileError(f"{self.path}: {METADATA}: expected a message LlmParameters") from None
 

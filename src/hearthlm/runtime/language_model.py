@@ -103,6 +103,10 @@ class LanguageModel(Protocol):
         """How its maker would have it sampled, as far as that was said."""
 
     @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """The tokens that its maker would never have in an answer."""
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; raises TokenizerFormatError where there is none."""
 

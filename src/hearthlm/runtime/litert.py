@@ -3,12 +3,17 @@
 A prompt goes through the prefill signatures, which take a fixed number of tokens and give no logits, so its last token
 goes through decode. Tokens that fill a signature up are 0 and stand at the positions that follow: no earlier position
 sees them, and what they leave in the cache is overwritten before any later one does.
+
+A decode that was exported for several sequences computes those of one position together: each has a slot in shared
+buffers, and the answers to one prompt go through it side by side. A sequence that is behind finds its next positions
+overwritten by what it writes itself; one that is ahead is fed the token that it had there, again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -27,10 +32,14 @@ from hearthlm.runtime.litert_lora import LiteRtAdapter
 
 # What a call costs beside its tokens, in tokens: all weights are read once for each call.
 CALL_COST = 4
+# What a token of a prompt costs where decode takes several sequences: the cache goes into a slot and out again.
+SLOT_COST = 64
 SCORED_PER_STEP = 8  # decode calls: the bound on how late a cancel comes
 
 _MAX_WEIGHED = 2048  # tokens; of a longer prompt the beginning goes through the longest signature
 
+_TOKENS = ("tokens", "token_ids")
+_MASKS = ("FLOAT32", "FLOAT16", "BOOL")
 _BLOCKED = {np.dtype(np.float32): -0.7 * float(np.finfo(np.float32).max), np.dtype(np.float16): -45824.0}
 
 
@@ -43,13 +52,15 @@ class Step:
     num_tokens: int
 
 
-def cover(num_tokens: int, room: int, lengths: Mapping[str, int], decode: str = "decode") -> list[Step]:
+def cover(num_tokens: int, room: int, lengths: Mapping[str, int], *, decode_cost: int = 1 + CALL_COST) -> list[Step]:
     """Return the calls that read `num_tokens` with the least work, where the cache has room for `room`.
 
     `lengths` are those of the prefill signatures. A call costs its own length, filled up or not, and CALL_COST; only
     the last is filled up. What fits nowhere else is decoded token by token.
     """
-    signatures = sorted(({decode: 1} | {n: t for n, t in lengths.items() if t > 1}).items(), key=lambda s: (s[1], s[0]))
+    signatures = sorted(
+        ({"decode": 1} | {n: t for n, t in lengths.items() if t > 1}).items(), key=lambda s: (s[1], s[0])
+    )
     longest = signatures[-1]
     steps = []
     while num_tokens > max(_MAX_WEIGHED, 2 * longest[1]) and longest[1] > 1:
@@ -62,10 +73,11 @@ def cover(num_tokens: int, room: int, lengths: Mapping[str, int], decode: str = 
     for n in range(1, num_tokens + 1):
         costs = []
         for i, (_, length) in enumerate(signatures):
+            cost = length + CALL_COST if i else decode_cost
             if length <= n:
-                costs.append((best[n - length][0] + length + CALL_COST, -i))
+                costs.append((best[n - length][0] + cost, -i))
             elif length - n <= spare:
-                costs.append((length + CALL_COST, -i))
+                costs.append((cost, -i))
         best.append(min(costs))
     while num_tokens > 0:
         name, length = signatures[-best[num_tokens][1]]
@@ -86,29 +98,73 @@ class _Cache:
         return any(owner.length > position for owner in self.owners if owner is not writer)
 
 
+class _Slots:
+    """Own the caches of sequences that are decoded side by side."""
+
+    def __init__(self, buffers: Buffers, adapter: LiteRtAdapter | None, num_slots: int) -> None:
+        self.buffers = buffers
+        self.adapter = adapter
+        self._taken: list[weakref.ref[LiteRtState] | None] = [None] * num_slots
+
+    def state(self, slot: int) -> LiteRtState | None:
+        """Return the state in a slot, None for one that is free."""
+        taken = self._taken[slot]
+        found = None if taken is None else taken()
+        return found if found is not None and found.slots is self and found.slot == slot else None
+
+    @property
+    def states(self) -> list[LiteRtState | None]:
+        return [self.state(slot) for slot in range(len(self._taken))]
+
+    def take(self, slot: int, state: LiteRtState) -> None:
+        self._taken[slot] = weakref.ref(state)
+        state.slots, state.slot = self, slot
+
+
 class LiteRtState:
-    """Hold what one sequence has seen: how many positions of a cache, which others may hold, too."""
+    """Hold what one sequence has seen: how many positions of a cache, which others may hold, too.
+
+    The cache is one of its own, or a slot in `slots`. `ids` are the tokens that it has seen, None where it was loaded.
+    """
 
     def __init__(self, executor: LiteRtExecutor, adapter: LiteRtAdapter | None = None) -> None:
+        self.ids: list[int] | None = []
         self.length = 0
         self.adapter = adapter
         self.cache: _Cache | None = None
+        self.slots: _Slots | None = None
+        self.slot = 0
         self._executor = executor
 
     def truncate(self, length: int) -> int:
         if not 0 <= length <= self.length:
             raise ValueError(f"length: expected 0 to {self.length}, got {length}")
+        if length < self.length and self.slots is not None:  # there lengths only grow: see `_seated`
+            with self._executor.ownership:
+                self.adopt(self._executor.taken_out(self))
+                self.slots = None
         self.length = length
+        if self.ids is not None:
+            del self.ids[length:]
         if length == 0:
             self.close()
         return length
+
+    def append(self, ids: Sequence[int]) -> None:
+        """Note that the next positions have been computed."""
+        self.length += len(ids)
+        if self.ids is not None:
+            self.ids += ids
 
     def fork(self) -> LiteRtState:
         copy = LiteRtState(self._executor, self.adapter)
         with self._executor.ownership:
             copy.length = self.length
+            copy.ids = None if self.ids is None else list(self.ids)
             if self.cache is not None:
                 copy.adopt(self.cache)
+            elif self.slots is not None:
+                copy.adopt(self._executor.taken_out(self))
         return copy
 
     def adopt(self, cache: _Cache) -> None:
@@ -116,17 +172,18 @@ class LiteRtState:
         cache.owners.add(self)
 
     def save(self) -> dict[str, NDArray[Any]]:
-        return {} if self.cache is None else self._executor.saved(self.cache.buffers, self.length)
+        return self._executor.saved(self)
 
     def memory(self) -> Mapping[int, int]:
-        return {} if self.cache is None else {id(self.cache): self.cache.buffers.num_bytes}
+        held = self.cache or self.slots
+        return {} if held is None else {id(held): held.buffers.num_bytes}
 
     def close(self) -> None:
         with self._executor.ownership:
-            cache, self.cache = self.cache, None
+            cache, self.cache, self.slots = self.cache, None, None
             if cache is not None:
                 cache.owners.discard(self)
-        self.length = 0
+        self.length, self.ids = 0, []
 
 
 class LiteRtExecutor:
@@ -153,25 +210,11 @@ class LiteRtExecutor:
         self._calls = threading.Lock()
         self._pool = kernels.ThreadPool(num_threads)
         self._digest = digest
-        self._layout = CacheLayout(model, signatures, where)
+        self._layout = checked_layout(model, signatures, where)
+        self._num_slots = signatures.num_decoded
+        self._slots: weakref.WeakSet[_Slots] = weakref.WeakSet()
         logits = model.signatures["decode"].outputs[signatures.logits]
         self._vocab_size = logits.shape[-1]
-        numpy_dtype(logits, f"{where}: {signatures.logits}")
-        for name in ("decode", *signatures.prefill_lengths):
-            self._check_inputs(model.signatures[name].inputs, f"{where}: signature {name!r}")
-
-    def _check_inputs(self, inputs: Mapping[str, TensorSpec], what: str) -> None:
-        """Raise UnsupportedModelError for an input of a type that cannot be filled."""
-        s = self._signatures
-        for name in (s.tokens, s.positions):
-            if numpy_dtype(inputs[name], f"{what}: {name}") != np.int32:
-                raise UnsupportedModelError(f"{what}: {name}: expected INT32, got {inputs[name].dtype}")
-        if s.mask is not None:
-            dtype = numpy_dtype(inputs[s.mask], f"{what}: {s.mask}")
-            if dtype != np.bool_ and dtype not in _BLOCKED:
-                raise UnsupportedModelError(
-                    f"{what}: {s.mask}: expected FLOAT32, FLOAT16 or BOOL, got {inputs[s.mask].dtype}"
-                )
 
     @property
     def vocab_size(self) -> int:
@@ -199,12 +242,28 @@ class LiteRtExecutor:
             for name, values in arrays.items():
                 cache.buffers.write(name, self._layout.filled(name, values))
             state.adopt(cache)
-            state.length = length
+            state.length, state.ids = length, None
         return state
 
-    def saved(self, buffers: Buffers, length: int) -> dict[str, NDArray[Any]]:
-        """Return what the first `length` positions of a cache hold, by the names of the model's inputs."""
-        return {name: self._layout.cut(name, buffers.read(name), length) for name in self._layout.specs}
+    def saved(self, state: LiteRtState) -> dict[str, NDArray[Any]]:
+        """Return what the positions that a state has seen hold, by the names of the model's inputs."""
+        if state.cache is None and state.slots is None:
+            return {}
+        return {name: self._layout.cut(name, self._read(state, name), state.length) for name in self._layout.specs}
+
+    def taken_out(self, state: LiteRtState) -> _Cache:
+        """Return a copy of the cache of a state."""
+        cache = _Cache(self._new_buffers())
+        for name in self._layout.specs:
+            cache.buffers.write(name, self._read(state, name))
+        return cache
+
+    def _read(self, state: LiteRtState, name: str) -> NDArray[Any]:
+        """Return a tensor of the cache of one state."""
+        if state.slots is not None:
+            return self._layout.of_slot(name, state.slots.buffers.read(name), state.slot)
+        assert state.cache is not None
+        return state.cache.buffers.read(name)
 
     def chunk_length(self, state: LiteRtState, num_ids: int, wanted: Wanted, budget: int) -> int:
         if wanted == "all":
@@ -216,7 +275,13 @@ class LiteRtExecutor:
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[NDArray[np.float32] | None]:
         with self._calls:
-            return [self._advance(request.state, request.ids, request.wanted) for request in requests]
+            if self._num_slots == 1:
+                return [self._advance(request.state, request.ids, request.wanted) for request in requests]
+            decoded = [r for r in requests if len(r.ids) == 1 and r.wanted in ("last", "all")]
+            for request in decoded:
+                self._check_room(request.state, 1)
+            rows = iter(self._decode([(request.state, request.ids[0]) for request in decoded]))
+            return [next(rows) if r in decoded else self._advance(r.state, r.ids, r.wanted) for r in requests]
 
     def close(self) -> None:
         with self._calls:
@@ -226,43 +291,88 @@ class LiteRtExecutor:
     def _advance(self, state: LiteRtState, ids: Sequence[int], wanted: Wanted) -> NDArray[np.float32] | None:
         if wanted == "hidden":
             raise UnsupportedModelError("a LiteRT model gives logits and no rows of its last layer")
-        if state.length + len(ids) > self._layout.num_tokens:
-            raise ValueError(
-                f"ids: expected at most {self._layout.num_tokens - state.length} more for a cache of "
-                f"{self._layout.num_tokens} tokens, got {len(ids)}"
-            )
+        self._check_room(state, len(ids))
         num_prefilled = len(ids) - {"none": 0, "last": 1, "all": len(ids)}[wanted]
         rest = list(ids)
         for step in self._cover(state, num_prefilled):
-            self._call(state, step, rest[: step.num_tokens], None)
+            if step.length == 1:
+                self._decode([(state, rest[0])])
+            else:
+                cache = self._writable(state)
+                self._call(step, state.length, rest[: step.num_tokens], state.adapter, cache.buffers, None)
+                state.append(rest[: step.num_tokens])
             del rest[: step.num_tokens]
-        if wanted == "none":
-            return None
-        logits = self._signatures.logits
-        rows = [self._call(state, Step("decode", 1, 1), [token], logits) for token in rest]
-        return np.concatenate([row.reshape(-1, self._vocab_size)[:1] for row in rows if row is not None])
+        return np.concatenate([self._decode([(state, token)])[0] for token in rest]) if rest else None
+
+    def _check_room(self, state: LiteRtState, num_ids: int) -> None:
+        room = self._layout.num_tokens - state.length
+        if num_ids > room:
+            raise ValueError(
+                f"ids: expected at most {room} more for a cache of {self._layout.num_tokens} tokens, got {num_ids}"
+            )
 
     def _cover(self, state: LiteRtState, num_tokens: int) -> list[Step]:
-        return cover(num_tokens, self._layout.num_tokens - state.length, self._signatures.prefill_lengths)
+        return cover(
+            num_tokens,
+            self._layout.num_tokens - state.length,
+            self._signatures.prefill_lengths,
+            decode_cost=1 + CALL_COST if self._num_slots == 1 else SLOT_COST,
+        )
+
+    def _decode(self, pairs: Sequence[tuple[LiteRtState, int]]) -> list[NDArray[np.float32]]:
+        """Append a token to each state; return the logits after each, float32 [1, vocab_size]."""
+        step, logits = Step("decode", 1, 1), self._signatures.logits
+        results: list[NDArray[np.float32]] = []
+        if self._num_slots == 1:
+            for state, token in pairs:
+                cache = self._writable(state)
+                rows = self._call(step, state.length, [token], state.adapter, cache.buffers, logits)
+                assert rows is not None
+                results.append(rows.reshape(1, self._vocab_size))
+                state.append([token])
+            return results
+        calls: dict[tuple[int, int], tuple[_Slots, dict[int, int]]] = {}
+        for state, token in pairs:
+            slots = self._seated(state)
+            calls.setdefault((id(slots), state.length), (slots, {}))[1][state.slot] = token
+        found: dict[tuple[int, int], NDArray[np.float32]] = {}
+        for (_, position), (slots, given) in calls.items():
+            states = slots.states
+            tokens = [0] * self._num_slots
+            for slot, other in enumerate(states):
+                if slot in given:
+                    tokens[slot] = given[slot]
+                elif other is not None and other.length > position and other.ids is not None:
+                    tokens[slot] = other.ids[position]  # what it had there; computed again it is the same
+            rows = self._call(step, position, tokens, slots.adapter, slots.buffers, logits)
+            assert rows is not None
+            for slot, token in given.items():
+                found[id(slots), slot] = rows.reshape(self._num_slots, self._vocab_size)[slot : slot + 1]
+                seated = states[slot]
+                assert seated is not None
+                seated.append([token])
+        return [found[id(state.slots), state.slot] for state, _ in pairs]
 
     def _call(
-        self, state: LiteRtState, step: Step, ids: Sequence[int], wanted: str | None
+        self,
+        step: Step,
+        position: int,
+        ids: Sequence[int],
+        adapter: LiteRtAdapter | None,
+        buffers: Buffers,
+        wanted: str | None,
     ) -> NDArray[np.float32] | None:
-        """Run one signature on the next ids of a sequence."""
-        cache = self._writable(state)
-        name = step.signature if state.adapter is None else f"{step.signature}_lora_r{state.adapter.rank}"
-        inputs = self._inputs(self._model.signatures[name].inputs, state.length, step.length, ids)
-        fixed = None if state.adapter is None else state.adapter.buffers(self.graph)
-        result = self.graph.run(name, inputs, cache.buffers, fixed, wanted)
-        state.length += len(ids)
-        return result
+        """Run one signature: on the next ids of one sequence, or on the next of several."""
+        name = step.signature if adapter is None else f"{step.signature}_lora_r{adapter.rank}"
+        inputs = self._inputs(self._model.signatures[name].inputs, position, step.length, ids)
+        return self.graph.run(name, inputs, buffers, None if adapter is None else adapter.buffers(self.graph), wanted)
 
     def _inputs(
         self, specs: Mapping[str, TensorSpec], position: int, length: int, ids: Sequence[int]
     ) -> dict[str, NDArray[Any]]:
         """Return tokens, positions and mask for `ids`, filled up to `length`."""
         s = self._signatures
-        tokens = np.zeros(length, np.int64)
+        tokens = np.zeros(max(length, len(ids)), np.int64)
         tokens[: len(ids)] = ids
         positions = np.arange(position, position + length)
         inputs = {s.tokens: _shaped(tokens, specs[s.tokens]), s.positions: _shaped(positions, specs[s.positions])}
@@ -284,16 +394,88 @@ class LiteRtExecutor:
             cache = state.cache
             if cache is not None and not cache.is_seen_from(state.length, state):
                 return cache
-            own = _Cache(self._new_buffers())
+            own = _Cache(self._new_buffers()) if cache is None and state.slots is None else self.taken_out(state)
             if cache is not None:
-                for name in self._layout.specs:
-                    own.buffers.write(name, cache.buffers.read(name))
                 cache.owners.discard(state)
+            state.slots = None
             state.adopt(own)
             return own
 
+    def _seated(self, state: LiteRtState) -> _Slots:
+        """Return the buffers in which a state has a slot, one beside a state of its length if there is any.
+
+        So whatever others in them have seen beyond that length, they have decoded there.
+        """
+        with self.ownership:
+            if state.slots is not None:
+                return state.slots
+            chosen = None
+            for slots in self._slots:
+                states = slots.states
+                beside = [other for other in states if other is not None]
+                if slots.adapter is not state.adapter or len(beside) == len(states):
+                    continue
+                knows = state.ids is not None and all(other.ids is not None for other in beside)
+                if knows and any(other.length == state.length for other in beside):
+                    chosen = slots, states.index(None)
+                    break
+            if chosen is None:
+                signature = "decode" if state.adapter is None else f"decode_lora_r{state.adapter.rank}"
+                buffers = self.graph.new_buffers(signature, list(self._layout.specs))
+                chosen = _Slots(buffers, state.adapter, self._num_slots), 0
+                self._slots.add(chosen[0])
+            slots, slot = chosen
+            if state.cache is not None:
+                for name in self._layout.specs:
+                    whole = slots.buffers.read(name)
+                    self._layout.of_slot(name, whole, slot)[:] = state.cache.buffers.read(name)
+                    slots.buffers.write(name, whole)
+                state.cache.owners.discard(state)
+                state.cache = None
+            slots.take(slot, state)
+            return slots
+
     def _new_buffers(self) -> Buffers:
         return self.graph.new_buffers(self._layout.signature, list(self._layout.specs))
+
+
+def checked_layout(model: LiteRtModel, signatures: LlmSignatures, where: str) -> CacheLayout:
+    """Return how the cache lies of a model whose signatures are understood.
+
+    Raises UnsupportedModelError for what cannot be run: inputs other than tokens, positions and a mask, or of a type or
+    shape that cannot be filled, a cache that the model keeps to itself or in a ring.
+    """
+    s = signatures
+    if s.tokens not in _TOKENS:
+        raise UnsupportedModelError(
+            f"{where}: the model takes {s.tokens}, made by a model of their own; expected one that takes "
+            f"{' or '.join(_TOKENS)}"
+        )
+    layout = CacheLayout(model, signatures, where)
+    for name, length in {"decode": 1, **signatures.prefill_lengths}.items():
+        batch = signatures.num_decoded if name == "decode" else 1
+        inputs, what = model.signatures[name].inputs, f"{where}: signature {name!r}"
+        row = length * layout.num_tokens
+        sizes = {s.tokens: {batch * length}, s.positions: {length, batch * length}, s.mask: {row, batch * row}}
+        for tensor, wanted in sizes.items():
+            if tensor is None:
+                continue
+            spec = inputs[tensor]
+            known = _MASKS if tensor == s.mask else ("INT32",)
+            if spec.dtype not in known:
+                raise UnsupportedModelError(f"{what}: {tensor}: expected {' or '.join(known)}, got {spec.dtype}")
+            if min(spec.shape, default=0) < 1 or math.prod(spec.shape) not in wanted:
+                raise UnsupportedModelError(
+                    f"{what}: {tensor}: expected {' or '.join(map(str, sorted(wanted)))} values, got the shape "
+                    f"{list(spec.shape)}"
+                )
+    logits = model.signatures["decode"].outputs[s.logits]
+    numpy_dtype(logits, f"{where}: {s.logits}")
+    if min(logits.shape, default=0) < 1 or math.prod(logits.shape) != signatures.num_decoded * logits.shape[-1]:
+        raise UnsupportedModelError(
+            f"{where}: {s.logits}: expected [{signatures.num_decoded}, 1, vocabulary], got {list(logits.shape)}"
+        )
+    return layout
 
 
 class CacheLayout:
@@ -333,6 +515,12 @@ class CacheLayout:
     def description(self) -> dict[str, Any]:
         """What a saved state depends on, as JSON."""
         return {name: [spec.dtype, list(spec.shape), self._axes[name]] for name, spec in self.specs.items()}
+
+    def of_slot(self, name: str, values: NDArray[Any], slot: int) -> NDArray[Any]:
+        """Return the part of a tensor of several sequences that is one's, as a view."""
+        shape = self.specs[name].shape
+        axis = next((i for i, (n, one) in enumerate(zip(values.shape, shape, strict=True)) if n != one), 0)
+        return np.moveaxis(np.moveaxis(values, axis, 0)[slot * shape[axis] : (slot + 1) * shape[axis]], 0, axis)
 
     def cut(self, name: str, values: NDArray[Any], length: int) -> NDArray[Any]:
         """Return the first `length` tokens of a tensor."""

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -26,12 +26,12 @@ from hearthlm.formats.litert_lora import is_litert_lora
 from hearthlm.formats.litert_model import LiteRtModel, LlmSignatures, llm_signatures, read_litert_model
 from hearthlm.formats.litert_verifier import verify_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile
-from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, Token, from_llm_parameters
+from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, Token
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.task_bundle import TaskBundle
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.language_model import ExecutorSettings, TextSettings
-from hearthlm.runtime.litert import LiteRtExecutor
+from hearthlm.runtime.litert import LiteRtExecutor, checked_layout
 from hearthlm.runtime.litert_graph import load_graph
 from hearthlm.runtime.litert_lora import LiteRtAdapter, open_litert_adapter
 from hearthlm.runtime.model import MAX_TEMPLATE_BYTES, special_tokens_in, template_in
@@ -58,6 +58,7 @@ class LiteRtLanguageModel:
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
     sampler_defaults: SamplerDefaults
+    suppressed_ids: tuple[int, ...]
     _model: LiteRtModel = field(repr=False)
     _signatures: LlmSignatures = field(repr=False)
     _data: memoryview = field(repr=False)
@@ -92,30 +93,28 @@ class LiteRtLanguageModel:
                 found = _read_tflite(files.enter_context(MappedFile(path)), text)
             files.callback(found.data.release)
             signatures = llm_signatures(found.model, found.where)
+            layout = checked_layout(found.model, signatures, found.where)
             logits = found.model.signatures["decode"].outputs[signatures.logits].shape
-            if not logits or logits[-1] < 1:
-                raise UnsupportedModelError(
-                    f"{found.where}: {signatures.logits}: expected [batch, 1, vocabulary], got {list(logits)}"
-                )
             for name, tokens in (("start_token", (text.start_token,)), ("stop_tokens", text.stop_tokens)):
                 for token in tokens:
                     if isinstance(token, int) and token >= logits[-1]:
                         raise ValueError(f"{name}: expected an id below {logits[-1]}, got {token}")
             metadata, tokenizer = found.metadata, found.tokenizer
+            if (size := len((metadata.chat_template or "").encode())) > MAX_TEMPLATE_BYTES:
+                raise TemplateError(f"{path}: chat template: expected at most {MAX_TEMPLATE_BYTES} bytes, got {size}")
             stop_ids, stop_strings = _stops(metadata.stop_tokens, tokenizer)
-            cache = signatures.kv_cache
-            lengths = [n for n in (metadata.max_num_tokens, cache.num_tokens if cache else None) if n is not None]
             return cls(
                 path=Path(path),
                 where=found.where,
                 vocab_size=logits[-1],
-                context_length=min(lengths, default=1),
+                context_length=min(layout.num_tokens, metadata.max_num_tokens or layout.num_tokens),
                 prompt_templates=metadata.templates or PromptTemplates(),
                 chat_template=metadata.chat_template,
                 special_tokens=_special_tokens(found.tokenizer_config, tokenizer, metadata),
                 start_id=_token_id(metadata.start_token, tokenizer, found.where),
                 stop_ids=stop_ids,
                 stop_strings=stop_strings,
+                suppressed_ids=tuple(i for i in metadata.suppressed_tokens if i < logits[-1]),
                 sampler_defaults=_greedy_said(metadata.sampler or SamplerDefaults()),
                 _model=found.model,
                 _signatures=signatures,
@@ -220,11 +219,11 @@ def _read_task(bundle: TaskBundle) -> _Found:
         tokenizer = from_hugging_face(bundle.tokenizer_json, config)
     else:
         tokenizer = from_sentencepiece(bundle.sentencepiece_model, bytes_to_unicode=bundle.bytes_to_unicode)
-    template = template_in(config)
-    if bundle.chat_template is not None:
-        template = _template_text(bundle.chat_template, f"{bundle.path}: {task_bundle.CHAT_TEMPLATE}")
-    data = bundle.entry(task_bundle.MODEL)
-    return _Found(where, data, bundle.model, from_llm_parameters(bundle.parameters, template), tokenizer, config)
+    metadata = bundle.llm_metadata
+    if metadata.chat_template is None:
+        metadata = replace(metadata, chat_template=template_in(config))
+    bundle.check_text_only()
+    return _Found(where, bundle.entry(task_bundle.MODEL), bundle.model, metadata, tokenizer, config)
 
 
 def _read_litertlm(file: LiteRtLmFile) -> _Found:
@@ -295,15 +294,6 @@ def _small_file(path: Path) -> bytes:
     if (size := path.stat().st_size) > _MAX_TOKENIZER_BYTES:
         raise CorruptFileError(f"{path}: expected at most {_MAX_TOKENIZER_BYTES} bytes, got {size}")
     return path.read_bytes()
-
-
-def _template_text(data: bytes, where: str) -> str:
-    if len(data) > MAX_TEMPLATE_BYTES:
-        raise TemplateError(f"{where}: expected at most {MAX_TEMPLATE_BYTES} bytes, got {len(data)}")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TemplateError(f"{where}: expected UTF-8, got {error.reason} at byte {error.start}") from None
 
 
 def _token_id(token: Token | None, tokenizer: Tokenizer | None, where: str) -> int | None:

@@ -103,6 +103,7 @@ class Model:
 
     has_fixed_cache = False
     sampler_defaults = SamplerDefaults()
+    suppressed_ids = ()
 
     architecture: Architecture
     family: Family
