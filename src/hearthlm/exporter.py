@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +32,14 @@ from hearthlm.quantization import WeightMatrix, quantize, quantize_blocks
 from hearthlm.runtime.checkpoint_source import CheckpointSource
 from hearthlm.runtime.cpu_count import default_num_threads
 
+if TYPE_CHECKING:
+    import torch
+
 _log = logging.getLogger("hearthlm")
 
 ExportQuantization = Literal["none", "int8", "int4", "int4_block32"]
 ExportMethod = Literal["minmax", "mse"]
+TorchQuantization = Literal["none", "int8"]
 BLOCK_SIZE = 32
 MAX_SIGNATURES = 64
 _PART_OF_MODEL = 0.8  # of the work on a bundle
@@ -144,6 +148,52 @@ def export_bundle(
             export.write(model, first_part, num_threads or default_num_threads())
             bundle.write(export.output, model, second_part)
         return export.plan
+
+
+def export_torch_module(
+    module: torch.nn.Module,
+    output: StrPath,
+    *,
+    num_layers: int,
+    num_kv_heads: int,
+    head_dim: int,
+    prefill_lengths: Sequence[int] = (32, 128, 512),
+    cache_length: int = 1280,
+    quantization: TorchQuantization = "none",
+) -> None:
+    """Write a PyTorch language model of no known family as a LiteRT model, through litert-torch.
+
+    `module(tokens, input_pos, mask, keys, values)` returns (logits, keys, values): tokens int32 [1, T], input_pos int32
+    [T], mask float32 [1, 1, T, S] to be added to the scores; for each of `num_layers` keys [1, num_kv_heads, S,
+    head_dim] and values [1, num_kv_heads, head_dim, S], returned with the new ones put in from the first of `input_pos`
+    on (places that are filled up carry position 0); logits [1, T, vocabulary]. S is `cache_length`. The signatures are those of `export_tflite`, and a bundle is made of the
+    file by `bundler.create_bundle`. It takes torch's memory and time: known families need neither.
+
+    Raises ValueError for an argument out of range, ImportError where hearthlm[torch] is not installed, and what
+    litert-torch raises for a module that it cannot convert.
+    """
+    lengths = _checked_lengths(prefill_lengths, cache_length)
+    for name, value in (("num_layers", num_layers), ("num_kv_heads", num_kv_heads), ("head_dim", head_dim)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if quantization not in ("none", "int8"):
+        raise ValueError(f"quantization: expected one of none, int8, got {quantization!r}")
+    try:
+        from hearthlm.torch_exporter import write_torch_module
+    except ImportError as error:
+        raise ImportError(
+            f'{error}; PyTorch modules are exported by litert-torch: pip install "hearthlm[torch]"'
+        ) from None
+    write_torch_module(
+        module,
+        Path(output),
+        num_layers=num_layers,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        prefill_lengths=lengths,
+        cache_length=cache_length,
+        quantization=quantization,
+    )
 
 
 def plan_export(
