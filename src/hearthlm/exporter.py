@@ -166,8 +166,9 @@ def export_torch_module(
     `module(tokens, input_pos, mask, keys, values)` returns (logits, keys, values): tokens int32 [1, T], input_pos int32
     [T], mask float32 [1, 1, T, S] to be added to the scores; for each of `num_layers` keys [1, num_kv_heads, S,
     head_dim] and values [1, num_kv_heads, head_dim, S], returned with the new ones put in from the first of `input_pos`
-    on (places that are filled up carry position 0); logits [1, T, vocabulary]. S is `cache_length`. The signatures are those of `export_tflite`, and a bundle is made of the
-    file by `bundler.create_bundle`. It takes torch's memory and time: known families need neither.
+    on (places that are filled up carry position 0); logits [1, T, vocabulary]. S is `cache_length`.
+    The signatures are those of `export_tflite`, and `bundler.create_bundle` makes a bundle of the file. It takes the
+    memory and time of torch: known families need neither.
 
     Raises ValueError for an argument out of range, ImportError where hearthlm[torch] is not installed, and what
     litert-torch raises for a module that it cannot convert.
