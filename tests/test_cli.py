@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import random_models
 from click.testing import CliRunner
+from demo_checkpoint import write_demo_checkpoint
 from litert_models import litert_model
 
 import hearthlm
@@ -519,3 +520,21 @@ def test_quantize_compares_methods(small_checkpoint: Path, tmp_path: Path) -> No
     assert cost["float"] == 0
     assert 0 < cost["8/8/8 minmax"] < cost["4/4/8 minmax"] < cost["4/4/4 minmax"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "text.txt"]
+
+
+def test_export_writes_what_the_ending_says(tmp_path: Path) -> None:
+    folder = write_demo_checkpoint(tmp_path / "checkpoint")
+    options = ("--prefill-length", "8", "--cache-length", "64", "--quantization", "int4")
+    planned = json.loads(run("export", folder, "-o", tmp_path / "m.tflite", *options, "--dry-run", "--json").stdout)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint"]
+    assert planned["num_operators"].keys() == {"prefill_8", "decode"}
+    described = run("export", folder, "-o", tmp_path / "m.tflite", *options, "--dry-run").stdout.decode()
+    assert "family gemma3, int4" in described and "embedding" in described
+    for ending in ("tflite", "task", "litertlm"):
+        path = tmp_path / f"m.{ending}"
+        result = run("export", folder, "-o", path, *options)
+        assert result.stdout.decode().strip() == str(path), result.stderr
+        assert json.loads(run("inspect", path, "--json").stdout)["format"] == ending
+    assert (tmp_path / "m.tflite").stat().st_size == planned["num_bytes"]
+    refused = run("export", folder, "-o", tmp_path / "m.task", "--kv-layout", "default")
+    assert refused.returncode == ExitCode.USAGE and b"transposed" in refused.stderr

@@ -67,9 +67,10 @@ class CarriedTokenizer:
         return {"tokenizer_json": self.tokenizer_json.decode("utf-8"), "tokenizer_config": config}
 
     @classmethod
-    def find(cls, path: Path, *, mediapipe_compatible: bool) -> CarriedTokenizer:
+    def find(cls, path: Path, *, mediapipe_compatible: bool, needs_sentencepiece: bool = True) -> CarriedTokenizer:
         """Read a SentencePiece model, a tokenizer.json, or what a folder has of the two.
 
+        Where there is no SentencePiece model it is made, if `needs_sentencepiece`.
         Raises FileNotFoundError where there is none, TokenizerFormatError for one that is not sound.
         """
         if path.is_file():
@@ -93,6 +94,8 @@ class CarriedTokenizer:
         raw = settings.read_bytes() if settings.is_file() else b""
         if mediapipe_compatible:
             return cls(to_sentencepiece(as_json, raw, mediapipe_compatible=True))
+        if as_pieces is None and not needs_sentencepiece:
+            return cls(None, as_json, fields)
         try:
             made = to_sentencepiece(as_json, raw)
         except UnsupportedModelError as error:

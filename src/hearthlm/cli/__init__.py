@@ -4,6 +4,7 @@ from hearthlm.cli import bundle as bundle
 from hearthlm.cli import chat as chat
 from hearthlm.cli import completion as completion
 from hearthlm.cli import convert as convert
+from hearthlm.cli import export as export
 from hearthlm.cli import inspect as inspect
 from hearthlm.cli import repack as repack
 from hearthlm.cli import run as run

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Union
 
 from hearthlm.errors import CorruptFileError, TruncatedFileError
 
@@ -166,30 +167,62 @@ class Scalar:
     """A number of a table to be built, in the layout of `struct` without byte order."""
 
     layout: str
-    value: int
+    value: int | float
 
 
-Fields = Mapping[int, "Scalar | str | Sequence[int] | Sequence[Fields] | Fields"]
+@dataclass(frozen=True)
+class Packed:
+    """A vector of `count` numbers to be built, given as its bytes; the first number is aligned to `align`."""
+
+    data: bytes
+    count: int
+    align: int = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A table that several others point to and that is written once, after all that is not shared."""
+
+    fields: Fields
+
+
+Value = Union["Scalar", "str", "Packed", "Shared", Sequence[int], Sequence["Fields"], "Fields"]
+Fields = Mapping[int, Value]
 
 
 def build_flatbuffer(root: Fields, identifier: bytes) -> bytes:
-    """Serialise a table, given as {field index: value}: a number, a text, int32s, or tables.
+    """Serialise a table, given as {field index: value}: a number, a text, a vector of numbers or tables, or a table.
 
     The same fields give the same bytes, and their number of bytes does not depend on the numbers' values. Every
-    value is aligned to its size from the beginning of the buffer.
+    value is aligned to its size from the beginning of the buffer. Plain integers are a vector of int32.
     """
     out = bytearray(8)
     out[4:8] = identifier
     vtables: dict[bytes, int] = {}
-    pending: list[tuple[int, str | Sequence[int] | Sequence[Fields] | Fields]] = [(0, root)]
-    while pending:
+    shared: dict[Shared, list[int]] = {}
+    pending: list[tuple[int, Value]] = [(0, root)]
+    while pending or shared:
+        if not pending:
+            table = next(iter(shared))
+            slots = shared.pop(table)
+            position = _append_table(out, table.fields, vtables, pending)
+            for slot in slots:
+                _UINT32.pack_into(out, slot, position - slot)
+            continue
         slot, value = pending.pop()
+        if isinstance(value, Shared):
+            shared.setdefault(value, []).append(slot)
+            continue
         if isinstance(value, str):
             text = value.encode()
             position = _append(out, _UINT32.pack(len(text)) + text + b"\0", align=4)
+        elif isinstance(value, Packed):
+            out.extend(bytes(-(len(out) + 4) % max(4, value.align)))
+            position = _append(out, _UINT32.pack(value.count) + value.data, align=4)
         elif isinstance(value, Mapping):
             position = _append_table(out, value, vtables, pending)
         else:
+            assert not isinstance(value, Scalar)  # it is in its table already
             children = [item for item in value if isinstance(item, Mapping)]
             numbers = [0] * len(children) if children else [item for item in value if isinstance(item, int)]
             position = _append(out, struct.pack(f"<I{len(numbers)}i", len(numbers), *numbers), align=4)
@@ -198,12 +231,7 @@ def build_flatbuffer(root: Fields, identifier: bytes) -> bytes:
     return bytes(out)
 
 
-def _append_table(
-    out: bytearray,
-    fields: Fields,
-    vtables: dict[bytes, int],
-    pending: list[tuple[int, str | Sequence[int] | Sequence[Fields] | Fields]],
-) -> int:
+def _append_table(out: bytearray, fields: Fields, vtables: dict[bytes, int], pending: list[tuple[int, Value]]) -> int:
     sizes = {i: struct.calcsize(f"<{v.layout}") if isinstance(v, Scalar) else 4 for i, v in fields.items()}
     widest = max([4, *sizes.values()])
     offsets: dict[int, int] = {}

@@ -18,7 +18,8 @@ from hearthlm.errors import CorruptFileError, TensorMismatchError, UnsupportedMo
 from hearthlm.formats import detect_format
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
-from hearthlm.formats.weights_bin import WEB_MIN_BYTES, TensorPlan, WeightsBin, write_weights_bin
+from hearthlm.formats.tensor_plan import TensorPlan
+from hearthlm.formats.weights_bin import WEB_MIN_BYTES, WeightsBin, write_weights_bin
 from hearthlm.models.family import Family, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES_BY_NUMBER
 from hearthlm.models.params import Architecture

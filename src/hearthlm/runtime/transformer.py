@@ -113,7 +113,7 @@ class RotaryTable:
         frequencies = np.float32(1.0) / np.float32(rope.base) ** exponents / np.float32(rope.linear_factor)
         if rope.llama3 is not None:
             frequencies = _llama3_frequencies(frequencies, rope.llama3)
-        self._frequencies: Rows = frequencies.astype(np.float32)
+        self.frequencies: Rows = frequencies.astype(np.float32)  # radians a position, [rotary_dim / 2]
         self._cos: Rows = np.empty((0, exponents.size), np.float32)
         self._sin: Rows = self._cos
 
@@ -122,8 +122,7 @@ class RotaryTable:
         needed = int(positions.max(initial=-1)) + 1
         if needed > len(self._cos):
             angles = (
-                np.arange(max(needed, 2 * len(self._cos), 256), dtype=np.float32)[:, None]
-                * (self._frequencies[None, :])
+                np.arange(max(needed, 2 * len(self._cos), 256), dtype=np.float32)[:, None] * (self.frequencies[None, :])
             )
             self._cos, self._sin = np.cos(angles), np.sin(angles)
         return self._cos[positions], self._sin[positions]
