@@ -11,8 +11,9 @@ import pytest
 from test_exported_in_litert_lm import GOLDEN, PROMPT, lively_checkpoint, our_answer, own_answer, peer_answer
 
 from hearthlm.bundler import BundleConfig, create_bundle
-from hearthlm.exporter import KvLayout, export_tflite
+from hearthlm.exporter import export_tflite
 from hearthlm.formats.task_bundle import TaskBundle
+from hearthlm.litert_network import KvLayout
 from hearthlm.repacker import repack
 
 pytestmark = pytest.mark.peer
