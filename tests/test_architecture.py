@@ -30,6 +30,7 @@ LAYERS = {
     "llm_inference_session": 4,
     "model_info": 4,
     "quantization_comparison": 4,
+    "repacker": 4,
     "demo": 4,
     "cli": 5,
     "__main__": 6,

@@ -53,6 +53,23 @@ def test_a_real_file_is_described() -> None:
     assert document["metadata"]["prefill_lengths"] == {"prefill_32": 32, "prefill_8": 8}
     assert document["metadata"]["kv_cache"]["num_tokens"] == 128
     assert [entry["kind"] for entry in document["metadata"]["entries"]][-1] == "tflite"
+    metadata = document["metadata"]
+    assert (metadata["start_token"], metadata["pad_token"], metadata["max_num_tokens"]) == ("<s>", "<pad>", 128)
+    assert metadata["stop_tokens"][:2] == [(1,), " <end_of_turn>\n"]
+    assert (metadata["llm_model_type"], metadata["has_chat_template"]) == ("generic_model", True)
+    assert metadata["state_buffers"]["kv_cache_v_1"] == 3
+    assert "problem" not in metadata
+
+
+def test_models_beside_the_one_that_answers_are_a_problem_that_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.litertlm"
+    with LiteRtLmFile.open(LLAMA) as file:
+        found = [NewSection(s.kind, file.content(s), s.labels) for s in file.sections]
+        encoder = NewSection("tflite", bytes(file.data(file.language_model)), {"model_type": "tf_lite_vision_encoder"})
+        write_litertlm(path, [encoder, *found])
+    metadata = inspect_file(path).to_json()["metadata"]
+    assert "section tflite 'tf_lite_vision_encoder': only models that read and write text" in metadata["problem"]
+    assert [signature["name"] for signature in metadata["signatures"]] == ["prefill_8", "prefill_32", "decode"]
 
 
 def test_a_packed_tokenizer_is_unpacked_as_far_as_it_says(tmp_path: Path) -> None:
@@ -129,7 +146,7 @@ def test_a_file_is_written_from_bytes_and_files(tmp_path: Path) -> None:
     model = tmp_path / "m.tflite"
     model.write_bytes(b"abcdTFL3")
     sections = [
-        NewSection("tokenizer.json, zlib", packed_tokenizer(b"{}")),
+        NewSection("tokenizer.json", packed_tokenizer(b"{}")),
         NewSection("binary", b""),
         NewSection("tflite", model, LANGUAGE_MODEL | {"backend_constraint": "cpu"}),
     ]

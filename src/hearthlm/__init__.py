@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hearthlm import bundler
+    from hearthlm import bundler, repacker
     from hearthlm.answer import GenerationResult
     from hearthlm.errors import (
         BundleError,
@@ -61,7 +61,7 @@ _HOMES = {
 }
 
 # As in MediaPipe, the toolchain's parts are modules: `from hearthlm import bundler`.
-_MODULES = ("bundler",)
+_MODULES = ("bundler", "repacker")
 
 __version__ = "0.1.0"
 
@@ -94,6 +94,7 @@ __all__ = [
     "bundler",
     "inspect_file",
     "inspect_model",
+    "repacker",
 ]
 
 

@@ -5,6 +5,7 @@ from hearthlm.cli import chat as chat
 from hearthlm.cli import completion as completion
 from hearthlm.cli import convert as convert
 from hearthlm.cli import inspect as inspect
+from hearthlm.cli import repack as repack
 from hearthlm.cli import run as run
 from hearthlm.cli import score as score
 from hearthlm.cli.exit_code import ExitCode as ExitCode

@@ -122,6 +122,13 @@ def _bundle_lines(info: FileInfo) -> list[tuple[str, str]]:
         lines += [(f"{role} role", plain_text(token)) for role, token in data.get("role_tokens", {}).items()]
         if data["has_chat_template"]:
             lines.append(("chat", "a template in the file"))
+        if data.get("pad_token") is not None:
+            pad = data["pad_token"]
+            lines.append(("pad", plain_text(pad) if isinstance(pad, str) else _token_ids(pad)))
+        if data.get("llm_model_type") is not None:
+            lines.append(("model type", ", ".join([plain_text(data["llm_model_type"]), *data["modalities"]])))
+        if data.get("other_fields"):
+            lines.append(("not read", ", ".join(data["other_fields"])))
         if sampler := {k: v for k, v in (data.get("sampler") or {}).items() if v is not None}:
             lines.append(("sampling", ", ".join(f"{name} {value}" for name, value in sampler.items())))
     if (templates := info.templates) is not None:

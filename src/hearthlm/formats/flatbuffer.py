@@ -97,9 +97,9 @@ class Table:
         except UnicodeDecodeError as error:
             raise CorruptFileError(f"{self._reader.where}: {what}: the text is not UTF-8: {error}") from None
 
-    def integers(self, field: int) -> tuple[int, ...]:
+    def integers(self, field: int, max_count: int = MAX_VECTOR_LENGTH) -> tuple[int, ...]:
         """Return the vector of int32 in `field`, empty where it is absent."""
-        begin, count = self._vector(field, 4, f"field {field} of {self._what}")
+        begin, count = self._vector(field, 4, f"field {field} of {self._what}", max_count)
         return struct.unpack_from(f"<{count}i", self._reader.data, begin)
 
     def has(self, field: int) -> bool:

@@ -511,7 +511,7 @@ def _range(call: Call) -> Result:
 
 
 def _dequantize(call: Call) -> Result:
-    x = call.input(0, FLOAT16, INT8, UINT8, INT16)
+    x = call.input(0, FLOAT16, INT8, UINT8, INT16, INT4)
     if x.type != FLOAT16 and x.quantization is None:
         call.refuse(f"{x} has no scales")
     if x.quantization is not None and x.quantization.block_size:

@@ -44,6 +44,7 @@ from hearthlm.formats.litert_operators import (
 
 MAX_SUBGRAPHS = 16_384
 MAX_SCALES = 1 << 24
+MAX_INTEGERS = 4096  # dimensions, inputs and outputs
 MAX_DEPTH = 8  # of composites in composites
 MAX_STEPS = 1 << 20  # operators of one signature, those of its composites included
 MAX_RANK = 8
@@ -94,6 +95,8 @@ class _Verifier:
         self._where = where
         self._num_weight_bytes = num_weight_bytes
         self._reader = FlatbufferReader(data, where)
+        self._left = len(data) // 2 + 4096  # how much is still to be looked at
+        self._scales: dict[tuple[int, int, int], bool] = {}  # those looked at, and whether their zero points are 0
         self._composites: dict[int, list[int]] = {}  # the subgraphs that each uses
         self._num_operators: list[int] = []
 
@@ -121,6 +124,17 @@ class _Verifier:
             sum(len(found) for found in self._buffers if found is not None),
             tuple(graph.num_bytes for graph in self._graphs),
         )
+
+    def _spend(self, count: int) -> None:
+        """Raise where more is looked at than the data has room for: it would be the same part again and again."""
+        self._left -= count
+        if self._left < 0:
+            raise CorruptFileError(f"{self._where}: its parts are used more often than {len(self._data)} bytes explain")
+
+    def _integers(self, table: Table, field: int) -> tuple[int, ...]:
+        found = table.integers(field, MAX_INTEGERS)
+        self._spend(len(found))
+        return found
 
     def _buffer(self, table: Table) -> memoryview | None:
         """Return the bytes of a buffer, None where it stands for what is computed."""
@@ -187,6 +201,7 @@ class _Verifier:
         where = f"{self._where}: subgraph {number} {table.text(4, terminated=True)[:80]!r}"
         tensors: list[TensorInfo] = []
         unresolved: list[tuple[int, Table]] = []
+        self._spend(table.count(0))
         for index, tensor in enumerate(table.tables(0, "tensor")):
             tensors.append(self._tensor(tensor, f"{where}: tensor {index}"))
             if tensor.has(4):
@@ -195,7 +210,7 @@ class _Verifier:
             quantization = self._quantization(tensor, tensors, index, f"{where}: tensor {index}")
             found = tensors[index]
             tensors[index] = TensorInfo(found.type, found.shape, found.data, quantization)
-        inputs, outputs = table.integers(1), table.integers(2)
+        inputs, outputs = self._integers(table, 1), self._integers(table, 2)
         for index in (*inputs, *outputs):
             if not 0 <= index < len(tensors):
                 raise CorruptFileError(f"{where}: input or output {index} is out of range, there are {len(tensors)}")
@@ -211,7 +226,7 @@ class _Verifier:
         return _Graph(table, where, tensors, inputs, outputs, sum(sizes))
 
     def _tensor(self, table: Table, what: str) -> TensorInfo:
-        kind, shape, index = table.scalar(1, _INT8), table.integers(0), table.scalar(2, _UINT32)
+        kind, shape, index = table.scalar(1, _INT8), self._integers(table, 0), table.scalar(2, _UINT32)
         table.text(3, terminated=True)
         if kind not in BITS:
             raise UnsupportedModelError(f"{what}: type {type_name(kind)} is not understood")
@@ -224,7 +239,7 @@ class _Verifier:
             raise CorruptFileError(f"{what}: {type_name(kind)}{list(shape)} has more than {MAX_ELEMENTS} values")
         if table.scalar(5, _BYTE) or table.has(6) or table.count(9):
             raise UnsupportedModelError(f"{what}: expected no variable, no sparse values and no variants")
-        signature = table.integers(7)
+        signature = self._integers(table, 7)
         if signature and (
             len(signature) != len(shape) or any(s not in (-1, n) for s, n in zip(signature, shape, strict=True))
         ):
@@ -281,13 +296,17 @@ class _Verifier:
             raise CorruptFileError(
                 f"{what}: {owner}: expected 1 or {expected} scales and zero points, got {count} and {num_zeros}"
             )
-        scales = np.frombuffer(self._data[begin : begin + 4 * count], "<f4")
-        if not (np.isfinite(scales) & (scales > 0)).all():
-            raise CorruptFileError(f"{what}: expected positive scales")
-        zeros = np.frombuffer(self._data[zeros_begin : zeros_begin + 8 * count], "<i8")
-        if (np.abs(zeros) > 32768).any():
-            raise CorruptFileError(f"{what}: a zero point lies outside of the type")
-        return Quantization(count, axis, not zeros.any())
+        key = (begin, zeros_begin, count)
+        if key not in self._scales:
+            self._spend(count)
+            scales = np.frombuffer(self._data[begin : begin + 4 * count], "<f4")
+            if not (np.isfinite(scales) & (scales > 0)).all():
+                raise CorruptFileError(f"{what}: expected positive scales")
+            zeros = np.frombuffer(self._data[zeros_begin : zeros_begin + 8 * count], "<i8")
+            if (np.abs(zeros) > 32768).any():
+                raise CorruptFileError(f"{what}: a zero point lies outside of the type")
+            self._scales[key] = not zeros.any()
+        return Quantization(count, axis, self._scales[key])
 
     def _blockwise(self, table: Table, tensors: list[TensorInfo], owner: TensorInfo, what: str) -> Quantization:
         blocks = table.table(5, "blockwise quantization")
@@ -313,6 +332,7 @@ class _Verifier:
             known[index] = True
         self._composites[number] = []
         count = 0
+        self._spend(graph.table.count(3))
         for step, table in enumerate(graph.table.tables(3, "operator")):
             count += 1
             index = table.scalar(0, _UINT32)
@@ -325,11 +345,12 @@ class _Verifier:
             where = f"{graph.where}: operator {step} {name}"
             if table.byte_range(5)[1] or table.scalar(9, _UINT64) or table.scalar(10, _UINT64):
                 raise CorruptFileError(f"{where}: has options of a custom operator")
-            if any(table.vector_range(7, 1, 4096)) and any(self._bytes(table, 7)):
+            inputs, outputs = self._integers(table, 1), self._integers(table, 2)
+            changed = self._bytes(table, 7)
+            if len(changed) > len(inputs) or any(changed):
                 raise UnsupportedModelError(f"{where}: changes its inputs")
-            if table.integers(8):
+            if table.vector_range(8, 4, MAX_INTEGERS)[1]:
                 raise UnsupportedModelError(f"{where}: has intermediate tensors")
-            inputs, outputs = table.integers(1), table.integers(2)
             for i in inputs:
                 if not -1 <= i < len(known):
                     raise CorruptFileError(f"{where}: input tensor {i} is out of range, there are {len(known)}")

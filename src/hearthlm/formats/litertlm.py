@@ -14,7 +14,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
 from typing import Self
@@ -54,7 +54,7 @@ _KINDS = {
     3: "tflite",
     4: "sentencepiece",
     5: "LlmMetadata",
-    6: "tokenizer.json, zlib",
+    6: "tokenizer.json",
     7: "tflite weights",
     8: "EmbeddingMetadata",
     9: "ExecutorMetadata",
@@ -207,9 +207,8 @@ class LiteRtLmFile:
             raise UnsupportedModelError(f"{self.path}: expected a language model with a section LlmMetadata")
         with self.data(section) as data:
             found = read_llm_metadata(data, f"{self.path}: {section.kind}")
-        if (parameters := self.task_parameters) is not None and (prefix := parameters.prompt_template.session_prefix):
-            templates = found.templates or replace(prompt_templates(parameters), session_prefix="")
-            return replace(found, templates=replace(templates, session_prefix=prefix))
+        if (parameters := self.task_parameters) is not None:
+            return found.with_session_prefix(prompt_templates(parameters))
         return found
 
     @cached_property
@@ -256,7 +255,7 @@ class LiteRtLmFile:
 
         It is stored as its u64 size and a zlib stream; MAX_TOKENIZER_BYTES at most are unpacked.
         """
-        section = self._of_language_model("tokenizer.json, zlib")
+        section = self._of_language_model("tokenizer.json")
         if section is None:
             return None
         where = f"{self.path}: {section.kind}"

@@ -7,8 +7,8 @@ the METADATA of a `.task`, says of the same things is put in the same words.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from google.protobuf.message import DecodeError
@@ -78,6 +78,13 @@ class LlmMetadata:
     min_runtime_version: str | None = None
     modalities: tuple[str, ...] = ()
     other_fields: tuple[str, ...] = ()
+
+    def with_session_prefix(self, templates: PromptTemplates | None) -> LlmMetadata:
+        """Return the same with the system prompt of `templates`, which LlmMetadata itself has no field for."""
+        if templates is None or not templates.session_prefix:
+            return self
+        own = self.templates or templates
+        return replace(self, templates=replace(own, session_prefix=templates.session_prefix))
 
 
 def read_llm_metadata(data: bytes | memoryview, where: str) -> LlmMetadata:
@@ -191,6 +198,74 @@ def from_llm_parameters(message: LlmParameters, chat_template: str | None = None
         channels=tuple(Channel(c.channel_name, c.start, c.end) for c in message.channels),
         suppressed_tokens=tuple(message.suppressed_tokens),
     )
+
+
+def read_task_metadata(data: bytes, chat_template: str | None, where: str) -> LlmMetadata:
+    """Return what the METADATA of a `.task` says; `where` begins every error.
+
+    It is MediaPipe's LlmParameters, or, in bundles made for LiteRT-LM alone, LlmMetadata. Raises CorruptFileError for
+    bytes that are neither.
+    """
+    if is_llm_metadata(data):
+        found = read_llm_metadata(data, where)
+        return found if chat_template is None else replace(found, chat_template=chat_template)
+    try:
+        return from_llm_parameters(LlmParameters.FromString(data), chat_template)
+    except DecodeError:
+        raise CorruptFileError(f"{where}: expected a message LlmParameters") from None
+
+
+def is_llm_metadata(data: bytes) -> bool:
+    """Say whether a METADATA is LlmMetadata: it begins with a token where LlmParameters, as bundled, has nothing."""
+    try:
+        return messages.LlmMetadata.FromString(data).start_token.WhichOneof("token_union") is not None
+    except DecodeError:
+        return False
+
+
+def to_llm_parameters(
+    metadata: LlmMetadata, spell: Callable[[tuple[int, ...]], str | None], *, bytes_to_unicode: bool = False
+) -> LlmParameters:
+    """Return the METADATA of a `.task` that says the same, written as MediaPipe's bundler writes it.
+
+    `spell` returns how ids are spelled, None where no text stands for them. Left out is what the message has no word
+    for: a stop sequence of several ids that cannot be spelled, sampling, the model's type, its length, its pad token.
+    """
+    message = LlmParameters()
+    if isinstance(metadata.start_token, str):
+        message.start_token = metadata.start_token
+    elif metadata.start_token is not None:
+        if (text := spell(metadata.start_token)) is not None:
+            message.start_token = text
+        elif len(metadata.start_token) == 1:
+            message.start_token_id = metadata.start_token[0]
+    for token in metadata.stop_tokens:
+        if isinstance(token, str):
+            message.stop_tokens.append(token)
+        elif (text := spell(token)) is not None:
+            message.stop_tokens.append(text)
+        elif len(token) == 1:
+            message.stop_token_ids.append(token[0])
+    if bytes_to_unicode:
+        message.input_output_normalizations.append(LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE)
+    if (turns := metadata.templates) is not None:
+        old = message.prompt_template
+        for name, value in (
+            ("session_prefix", turns.session_prefix),
+            ("prompt_prefix", turns.user.prefix),
+            ("prompt_suffix", turns.user.suffix and turns.user.suffix + turns.model.prefix),
+        ):
+            if value:
+                setattr(old, name, value)
+        for role in ("user", "model", "system"):
+            turn: PromptTemplate = getattr(turns, role)
+            for part in ("prefix", "suffix"):
+                if value := getattr(turn, part):
+                    setattr(getattr(message.prompt_templates, f"{role}_template"), f"prompt_{part}", value)
+    for channel in metadata.channels:
+        message.channels.add(channel_name=channel.name, start=channel.start, end=channel.end)
+    message.suppressed_tokens.extend(metadata.suppressed_tokens)
+    return message
 
 
 def read_executor_metadata(data: bytes | memoryview, where: str) -> messages.ExecutorMetadata:

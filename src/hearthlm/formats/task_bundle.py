@@ -4,8 +4,9 @@ Every entry is stored as it is, its data at a multiple of 4 bytes, and zero byte
 bytes of a file are zero. Entries are read where they lie in the mapped file; nothing is extracted, and no name in an
 archive is ever used for more than to look an entry up.
 
-Three entries are this package's own, and others pass them over: the files of a Hugging Face tokenizer, verbatim, beside
-the SentencePiece model that stands for them in TOKENIZER_MODEL.
+Some entries are this package's own, and others pass them over: the files of a Hugging Face tokenizer, verbatim, beside
+the SentencePiece model that stands for them in TOKENIZER_MODEL; and, where a `.litertlm` was put into a `.task`, its
+LlmMetadata, if METADATA has no words for something in it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ from hearthlm.errors import CorruptFileError, UnsafeFileError, UnsupportedModelE
 from hearthlm.formats.atomic_file import replace_file
 from hearthlm.formats.content import Content, FileRange, content_pieces, content_size
 from hearthlm.formats.litert_model import LiteRtModel, read_litert_model
+from hearthlm.formats.llm_metadata import (
+    LlmMetadata,
+    is_llm_metadata,
+    read_llm_metadata,
+    read_task_metadata,
+    to_llm_parameters,
+)
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.stored_zip import ZipEntry, read_zip_entries, write_stored_zip
@@ -38,6 +46,8 @@ VISION_ADAPTER = "TF_LITE_VISION_ADAPTER"
 TOKENIZER_JSON = "HEARTHLM_TOKENIZER_JSON"
 TOKENIZER_CONFIG = "HEARTHLM_TOKENIZER_CONFIG"
 CHAT_TEMPLATE = "HEARTHLM_CHAT_TEMPLATE"
+LLM_METADATA = "HEARTHLM_LLM_METADATA"
+EXECUTOR_METADATA = "EXECUTOR_METADATA"  # LiteRT-LM's
 
 # What an entry is called as a file of its own; names in an archive are its maker's.
 FILE_NAMES: Mapping[str, str] = {
@@ -51,6 +61,16 @@ FILE_NAMES: Mapping[str, str] = {
     TOKENIZER_JSON: "tokenizer.json",
     TOKENIZER_CONFIG: "tokenizer_config.json",
     CHAT_TEMPLATE: "chat_template.jinja",
+    LLM_METADATA: "llm_metadata.pb",
+    EXECUTOR_METADATA: "executor_metadata.pb",
+}
+
+# Models beside the one that answers, by what they are for.
+_OTHER_MODELS: Mapping[str, str] = {
+    EMBEDDER: "an embedder of its own",
+    PER_LAYER_EMBEDDER: "an embedder of its own",
+    VISION_ENCODER: "images",
+    VISION_ADAPTER: "images",
 }
 
 MAX_ENTRIES = 256
@@ -133,6 +153,32 @@ class TaskBundle:
         """What the model offers; raises ModelFormatError or UnsupportedModelError where it is no LiteRT model."""
         return read_litert_model(self.entry(MODEL), f"{self.path}: {MODEL}")
 
+    def check_text_only(self) -> None:
+        """Raise UnsupportedModelError, naming the entry, for a model that does not read and write text by itself."""
+        for name, what in _OTHER_MODELS.items():
+            if name in self.entries:
+                raise UnsupportedModelError(
+                    f"{self.path}: entry {name}: expected a model that reads and writes text by itself; this one needs "
+                    f"{what}, which is not read"
+                )
+
+    @cached_property
+    def llm_metadata(self) -> LlmMetadata:
+        """How the model is talked to; raises CorruptFileError for a message that is not sound.
+
+        METADATA is MediaPipe's LlmParameters, or, in bundles made for LiteRT-LM alone, LlmMetadata.
+        """
+        template = self.chat_template
+        try:
+            text = None if template is None else template.decode()
+        except UnicodeDecodeError:
+            raise CorruptFileError(f"{self.path}: {CHAT_TEMPLATE}: the text is not UTF-8") from None
+        told = read_task_metadata(self._small(METADATA, MAX_METADATA_BYTES), text, f"{self.path}: {METADATA}")
+        if LLM_METADATA in self.entries:
+            found = read_llm_metadata(self._small(LLM_METADATA, MAX_METADATA_BYTES), f"{self.path}: {LLM_METADATA}")
+            return found.with_session_prefix(told.templates)
+        return told
+
     @property
     def sentencepiece_model(self) -> bytes:
         """The serialised SentencePiece model that every reader uses."""
@@ -159,10 +205,17 @@ class TaskBundle:
         return LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE in self.parameters.input_output_normalizations
 
     def _read_parameters(self) -> LlmParameters:
+        data = self._small(METADATA, MAX_METADATA_BYTES)
+        if is_llm_metadata(data):
+            return to_llm_parameters(read_llm_metadata(data, f"{self.path}: {METADATA}"), lambda ids: None)
         try:
-            return LlmParameters.FromString(self._small(METADATA, MAX_METADATA_BYTES))
+            return LlmParameters.FromString(data)
         except DecodeError:
             raise CorruptFileError(f"{self.path}: {METADATA}: expected a message LlmParameters") from None
+
+    def small_entry(self, name: str) -> bytes | None:
+        """Return a copy of a small entry, None if there is none of this name; raises CorruptFileError as others do."""
+        return self._small(name, MAX_TOKENIZER_BYTES) if name in self.entries else None
 
     def _small(self, name: str, max_bytes: int) -> bytes:
         """Return a copy of an entry that is read whole, its checksum compared."""

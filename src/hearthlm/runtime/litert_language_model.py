@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -26,7 +26,7 @@ from hearthlm.formats.litert_lora import is_litert_lora
 from hearthlm.formats.litert_model import LiteRtModel, LlmSignatures, llm_signatures, read_litert_model
 from hearthlm.formats.litert_verifier import verify_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile
-from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, Token, from_llm_parameters
+from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, Token
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.task_bundle import TaskBundle
 from hearthlm.models.family import PromptTemplates
@@ -100,6 +100,8 @@ class LiteRtLanguageModel:
                     if isinstance(token, int) and token >= logits[-1]:
                         raise ValueError(f"{name}: expected an id below {logits[-1]}, got {token}")
             metadata, tokenizer = found.metadata, found.tokenizer
+            if (size := len((metadata.chat_template or "").encode())) > MAX_TEMPLATE_BYTES:
+                raise TemplateError(f"{path}: chat template: expected at most {MAX_TEMPLATE_BYTES} bytes, got {size}")
             stop_ids, stop_strings = _stops(metadata.stop_tokens, tokenizer)
             return cls(
                 path=Path(path),
@@ -217,11 +219,11 @@ def _read_task(bundle: TaskBundle) -> _Found:
         tokenizer = from_hugging_face(bundle.tokenizer_json, config)
     else:
         tokenizer = from_sentencepiece(bundle.sentencepiece_model, bytes_to_unicode=bundle.bytes_to_unicode)
-    template = template_in(config)
-    if bundle.chat_template is not None:
-        template = _template_text(bundle.chat_template, f"{bundle.path}: {task_bundle.CHAT_TEMPLATE}")
-    data = bundle.entry(task_bundle.MODEL)
-    return _Found(where, data, bundle.model, from_llm_parameters(bundle.parameters, template), tokenizer, config)
+    metadata = bundle.llm_metadata
+    if metadata.chat_template is None:
+        metadata = replace(metadata, chat_template=template_in(config))
+    bundle.check_text_only()
+    return _Found(where, bundle.entry(task_bundle.MODEL), bundle.model, metadata, tokenizer, config)
 
 
 def _read_litertlm(file: LiteRtLmFile) -> _Found:
@@ -292,15 +294,6 @@ def _small_file(path: Path) -> bytes:
     if (size := path.stat().st_size) > _MAX_TOKENIZER_BYTES:
         raise CorruptFileError(f"{path}: expected at most {_MAX_TOKENIZER_BYTES} bytes, got {size}")
     return path.read_bytes()
-
-
-def _template_text(data: bytes, where: str) -> str:
-    if len(data) > MAX_TEMPLATE_BYTES:
-        raise TemplateError(f"{where}: expected at most {MAX_TEMPLATE_BYTES} bytes, got {len(data)}")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TemplateError(f"{where}: expected UTF-8, got {error.reason} at byte {error.start}") from None
 
 
 def _token_id(token: Token | None, tokenizer: Tokenizer | None, where: str) -> int | None:
