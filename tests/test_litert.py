@@ -953,7 +953,7 @@ def test_tokenizers_of_byte_level_vocabularies_are_read(tmp_path: Path) -> None:
     write_task_bundle(tmp_path / "hugging_face", {**entries, **chat})
     sections = [
         NewSection("LlmMetadata", write_llm_metadata(LlmMetadata(stop_tokens=("zz",)))),
-        NewSection("tokenizer.json, zlib", packed_tokenizer(tokenizer_json)),
+        NewSection("tokenizer.json", packed_tokenizer(tokenizer_json)),
         NewSection("tflite", model_bytes(FLOAT), {"model_type": "tf_lite_prefill_decode"}),
     ]
     write_litertlm(tmp_path / "packed", sections)
