@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -56,6 +57,8 @@ FLOAT = GOLDEN / "smollm_mask_transposed_f32_ekv128_lora4.task"
 ADAPTER = GOLDEN / "smollm_lora4_adapter.tflite"
 INT4 = GOLDEN / "gemma3_q4_block32_ekv128.tflite"
 FILES = (DEFAULT_LAYOUT, TRANSPOSED, LITERTLM, HUGGING_FACE, FLOAT, INT4)
+
+BYTES_TO_UNICODE = LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE
 
 IDS = [2, 77, 31, 9, 200, 17, 301, 44, 5, 120, 63, 7, 411, 88, 500, 3, 19, 250, 66, 12, 90]
 GREEDY = LlmInferenceSessionOptions(temperature=0.0, max_output_tokens=12)
@@ -695,6 +698,17 @@ def test_adapters_that_do_not_fit_are_refused(
         LlmInference.create_from_options(LlmInferenceOptions(TRANSPOSED, num_threads=1, lora_path=ADAPTER))
 
 
+@given(data=st.data())
+def test_a_mutated_adapter_is_read_or_refused(data: st.DataObject) -> None:
+    changed = bytearray(ADAPTER.read_bytes())
+    places = st.integers(0, 3000) | st.integers(0, len(changed) - 4)  # most of it is values
+    for place in data.draw(st.lists(places, min_size=1, max_size=4)):
+        value = data.draw(st.sampled_from([0, 1, 4, 0x7FFFFFFF, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF))
+        changed[place : place + 4] = value.to_bytes(4, "little")
+    with contextlib.suppress(hearthlm.ModelFormatError, hearthlm.UnsupportedModelError):
+        read_litert_lora(bytes(changed), "adapter")
+
+
 @pytest.mark.parametrize("size", [8, 100, 1000, 20000])
 def test_a_cut_adapter_is_refused(size: int) -> None:
     with pytest.raises(hearthlm.ModelFormatError):
@@ -944,7 +958,7 @@ def test_an_encoder_of_images_is_refused_by_name(tmp_path: Path) -> None:
 def test_tokenizers_of_byte_level_vocabularies_are_read(tmp_path: Path) -> None:
     pieces = (GOLDEN.parent / "tokenizers" / "byte_bpe_converted.model").read_bytes()
     tokenizer_json = (GOLDEN.parent / "inputs" / "hf_bpe" / "tokenizer.json").read_bytes()
-    parameters = LlmParameters(stop_tokens=["zz"], input_output_normalizations=[1])
+    parameters = LlmParameters(stop_tokens=["zz"], input_output_normalizations=[BYTES_TO_UNICODE])
     entries: dict[str, bytes | str | PathLike[str]] = {
         MODEL: model_bytes(FLOAT), TOKENIZER: pieces, METADATA: parameters.SerializeToString()
     }  # fmt: skip
