@@ -16,6 +16,7 @@ from random_models import CONFIGS, random_tensors, write_checkpoint
 
 from hearthlm import LlmInference, LlmInferenceSessionOptions
 from hearthlm.exporter import ExportQuantization, export_bundle
+from hearthlm.formats.litertlm import LiteRtLmFile
 from hearthlm.formats.task_bundle import TaskBundle
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.model import Model
@@ -110,6 +111,16 @@ def test_a_quantised_bundle_is_read(quantization: ExportQuantization, tokenizer_
     path = tmp_path / "model.litertlm"
     export_bundle(folder, path, (8, 32), 128, quantization)
     assert len(from_sentencepiece(tokenizer_model).encode(peer_answer(path, PROMPT))) > 8
+
+
+def test_a_litertlm_may_have_the_default_layout(tokenizer_model: bytes, tmp_path: Path) -> None:
+    folder = lively_checkpoint(tmp_path / "checkpoint", "llama_untied", tokenizer_model)
+    path = tmp_path / "model.litertlm"
+    export_bundle(folder, path, (8, 32), 128, "none", "default")
+    with LiteRtLmFile.open(path) as file:
+        assert file.executor_metadata is not None  # it says which axis counts tokens
+        assert file.executor_metadata.llm_executor_metadata.state_buffers[0].sequence_axis == 1
+    assert own_answer(path, PROMPT) == peer_answer(path, PROMPT) == our_answer(folder, PROMPT)[1]
 
 
 CHATML = (

@@ -318,7 +318,7 @@ def test_a_bundle_must_say_what_ends_an_answer(tmp_path: Path) -> None:
         ({"quantization": "int2"}, "quantization: expected one of none, int8, int4, int4_block32, got 'int2'"),
         ({"quantization_method": "gptq"}, "quantization_method: expected one of minmax, mse, got 'gptq'"),
         ({"kv_layout": "rows"}, "kv_layout: expected one of transposed, default, got 'rows'"),
-        ({"output": "model.task", "kv_layout": "default"}, "kv_layout: expected 'transposed' in a bundle"),
+        ({"output": "model.task", "kv_layout": "default"}, "kv_layout: expected 'transposed' in a .task"),
     ],
 )
 def test_an_argument_out_of_range_is_named(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def export_tflite(
 
     `cache_length` is how many tokens prompt and answer have together. "int8" and "int4" have one scale for each output
     channel, "int4_block32" one for each 32 weights of it; activations stay float between operators, and XNNPACK
-    quantises them row by row. "minmax" scales fit the largest values, "mse" scales err least and take longer. LiteRT-LM
-    reads the "transposed" layout of keys and values only.
+    quantises them row by row. "minmax" scales fit the largest values, "mse" scales err least and take longer. Of a
+    `.task` LiteRT-LM reads the "transposed" layout of keys and values only.
     `progress(part, name)` gets the part that is written and the weight's name; `num_threads` None means one per
     physical core. The file appears whole or not at all, and the same input gives the same bytes.
 
@@ -111,6 +111,7 @@ def export_bundle(
     prefill_lengths: Sequence[int] = (32, 128, 512),
     cache_length: int = 1280,
     quantization: ExportQuantization = "int8",
+    kv_layout: KvLayout = "transposed",
     *,
     quantization_method: ExportMethod = "minmax",
     progress: Progress | None = None,
@@ -123,7 +124,7 @@ def export_bundle(
     Raises what `export_tflite` raises, and BundleError where the checkpoint does not say what a bundle must.
     """
     with _Export(
-        checkpoint, output, prefill_lengths, cache_length, quantization, "transposed", quantization_method
+        checkpoint, output, prefill_lengths, cache_length, quantization, kv_layout, quantization_method
     ) as export:
         bundle = export.bundle
         if bundle is None:
@@ -213,9 +214,9 @@ class _Export:
             ]
             self.bundle = None
             if self.output.name.endswith(ENDINGS):
-                if kv_layout != "transposed":
+                if kv_layout != "transposed" and self.output.name.endswith(".task"):
                     raise ValueError(
-                        f"kv_layout: expected 'transposed' in a bundle, got {kv_layout!r}: LiteRT-LM reads no other"
+                        f"kv_layout: expected 'transposed' in a .task, got {kv_layout!r}: LiteRT-LM reads no other"
                     )
                 self.bundle = LiteRtBundle.read(checkpoint)
                 self.bundle.check(self.output)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     type=click.Choice(["transposed", "default"]),
     default="transposed",
     show_default=True,
-    help="LiteRT-LM reads transposed only.",
+    help="Of a .task LiteRT-LM reads transposed only.",
 )
 @click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be written, and write nothing.")
@@ -77,15 +77,9 @@ def export(
             click.echo(_described(plan))
         return
     started = time.perf_counter()
+    write = exporter.export_bundle if output.endswith((".task", ".litertlm")) else exporter.export_tflite
     with progress("exporting") as show:
-        if output.endswith((".task", ".litertlm")):
-            if kv_layout != "transposed":
-                raise click.UsageError("--kv-layout: a .task or .litertlm has the transposed layout")
-            plan = exporter.export_bundle(checkpoint, output, progress=show, num_threads=threads, **settings)
-        else:
-            plan = exporter.export_tflite(
-                checkpoint, output, kv_layout=kv_layout, progress=show, num_threads=threads, **settings
-            )
+        plan = write(checkpoint, output, kv_layout=kv_layout, progress=show, num_threads=threads, **settings)
     if as_json:
         print_json({**plan.to_json(), "seconds": round(time.perf_counter() - started, 3)})
     else:
