@@ -256,6 +256,19 @@ def test_a_litertlm_says_the_same_in_ids(tmp_path: Path) -> None:
         ]
 
 
+def test_a_hugging_face_tokenizer_goes_into_a_litertlm_as_it_is(tmp_path: Path) -> None:
+    config = CONFIGS["qwen2_bias"] | {"vocab_size": 2000}
+    folder = write_checkpoint(tmp_path / "checkpoint", config, random_tensors(config))
+    source = Path(__file__).parent / "golden" / "inputs" / "hf_bpe"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0]}))
+    export_bundle(folder, tmp_path / "model.litertlm", LENGTHS, CACHE)
+    with LiteRtLmFile.open(tmp_path / "model.litertlm") as file:
+        assert file.tokenizer_json == (source / "tokenizer.json").read_bytes()
+        assert file.sentencepiece_model is None
+
+
 @pytest.mark.parametrize("ending", [".task", ".litertlm"])
 def test_a_bundle_answers_here_as_its_checkpoint(ending: str, tmp_path: Path) -> None:
     folder = write_demo_checkpoint(tmp_path / "checkpoint")

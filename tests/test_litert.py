@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,23 @@ from hearthlm import (
 from hearthlm.formats.litert_lora import read_litert_lora
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
 from hearthlm.formats.litert_verifier import verify_litert_model
-from hearthlm.formats.litertlm import LiteRtLmFile, NewSection, write_litertlm
+from hearthlm.formats.litertlm import LiteRtLmFile, NewSection, packed_tokenizer, write_litertlm
 from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, write_llm_metadata
-from hearthlm.formats.task_bundle import MODEL, TOKENIZER, TaskBundle
+from hearthlm.formats.llm_parameters_pb2 import LlmParameters
+from hearthlm.formats.task_bundle import (
+    CHAT_TEMPLATE,
+    METADATA,
+    MODEL,
+    TOKENIZER,
+    TOKENIZER_JSON,
+    TaskBundle,
+    write_task_bundle,
+)
 from hearthlm.runtime.executor import ForwardRequest, Wanted
 from hearthlm.runtime.litert import CALL_COST, LiteRtExecutor, cover
 from hearthlm.runtime.litert_graph import Interface, load_graph
 from hearthlm.runtime.litert_language_model import _stops
-from hearthlm.tokenizers import from_sentencepiece
+from hearthlm.tokenizers import from_hugging_face, from_sentencepiece
 
 GOLDEN = Path(__file__).parent / "golden" / "litert"
 DEFAULT_LAYOUT = GOLDEN / "gemma3_q8_ekv128.task"  # keys and values [1, tokens, heads, size], no mask
@@ -46,6 +57,8 @@ FLOAT = GOLDEN / "smollm_mask_transposed_f32_ekv128_lora4.task"
 ADAPTER = GOLDEN / "smollm_lora4_adapter.tflite"
 INT4 = GOLDEN / "gemma3_q4_block32_ekv128.tflite"
 FILES = (DEFAULT_LAYOUT, TRANSPOSED, LITERTLM, HUGGING_FACE, FLOAT, INT4)
+
+BYTES_TO_UNICODE = LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE
 
 IDS = [2, 77, 31, 9, 200, 17, 301, 44, 5, 120, 63, 7, 411, 88, 500, 3, 19, 250, 66, 12, 90]
 GREEDY = LlmInferenceSessionOptions(temperature=0.0, max_output_tokens=12)
@@ -540,8 +553,6 @@ def test_the_library_is_silent(llm: LlmInference, capfd: pytest.CaptureFixture[s
 
 
 def test_a_bundle_with_a_model_of_no_signatures_is_refused(tmp_path: Path) -> None:
-    from hearthlm.formats.task_bundle import METADATA, write_task_bundle
-
     with TaskBundle.open(FLOAT) as bundle:
         entries = {name: bytes(bundle.entry(name)) for name in (MODEL, TOKENIZER, METADATA)}
     broken = entries[MODEL].replace(b"decode", b"decoda")
@@ -685,6 +696,17 @@ def test_adapters_that_do_not_fit_are_refused(
         llm.load_lora(FLOAT)
     with pytest.raises(hearthlm.UnsupportedModelError, match=r"expected signatures \.\.\._lora_r<rank>"):
         LlmInference.create_from_options(LlmInferenceOptions(TRANSPOSED, num_threads=1, lora_path=ADAPTER))
+
+
+@given(data=st.data())
+def test_a_mutated_adapter_is_read_or_refused(data: st.DataObject) -> None:
+    changed = bytearray(ADAPTER.read_bytes())
+    places = st.integers(0, 3000) | st.integers(0, len(changed) - 4)  # most of it is values
+    for place in data.draw(st.lists(places, min_size=1, max_size=4)):
+        value = data.draw(st.sampled_from([0, 1, 4, 0x7FFFFFFF, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF))
+        changed[place : place + 4] = value.to_bytes(4, "little")
+    with contextlib.suppress(hearthlm.ModelFormatError, hearthlm.UnsupportedModelError):
+        read_litert_lora(bytes(changed), "adapter")
 
 
 @pytest.mark.parametrize("size", [8, 100, 1000, 20000])
@@ -931,3 +953,55 @@ def test_an_encoder_of_images_is_refused_by_name(tmp_path: Path) -> None:
     write_litertlm(tmp_path / "m.litertlm", sections)
     with pytest.raises(hearthlm.UnsupportedModelError, match="tf_lite_vision_encoder"):
         LlmInference.create_from_model_path(tmp_path / "m.litertlm")
+
+
+def test_tokenizers_of_byte_level_vocabularies_are_read(tmp_path: Path) -> None:
+    pieces = (GOLDEN.parent / "tokenizers" / "byte_bpe_converted.model").read_bytes()
+    tokenizer_json = (GOLDEN.parent / "inputs" / "hf_bpe" / "tokenizer.json").read_bytes()
+    parameters = LlmParameters(stop_tokens=["zz"], input_output_normalizations=[BYTES_TO_UNICODE])
+    entries: dict[str, bytes | str | PathLike[str]] = {
+        MODEL: model_bytes(FLOAT), TOKENIZER: pieces, METADATA: parameters.SerializeToString()
+    }  # fmt: skip
+    write_task_bundle(tmp_path / "alphabet", entries)
+    chat = {TOKENIZER_JSON: tokenizer_json, CHAT_TEMPLATE: b"{% for m in messages %}({{ m.content }}){% endfor %}"}
+    write_task_bundle(tmp_path / "hugging_face", {**entries, **chat})
+    sections = [
+        NewSection("LlmMetadata", write_llm_metadata(LlmMetadata(stop_tokens=("zz",)))),
+        NewSection("tokenizer.json", packed_tokenizer(tokenizer_json)),
+        NewSection("tflite", model_bytes(FLOAT), {"model_type": "tf_lite_prefill_decode"}),
+    ]
+    write_litertlm(tmp_path / "packed", sections)
+    in_alphabet, in_json = from_sentencepiece(pieces, bytes_to_unicode=True), from_hugging_face(tokenizer_json)
+    for name, tokenizer in (("alphabet", in_alphabet), ("hugging_face", in_json), ("packed", in_json)):
+        with LlmInference.create_from_options(LlmInferenceOptions(tmp_path / name, num_threads=1)) as llm:
+            assert llm.tokenizer.kind == tokenizer.kind
+            result = llm.generate("hello, é boat", GREEDY)
+            assert result.num_prompt_tokens == len(tokenizer.encode("hello, é boat"))
+            assert result.texts[0] == llm.tokenizer.decode(result.token_ids[0], at_start=False)
+            if name == "hugging_face":
+                assert llm.chat_format.encode([{"role": "user", "content": "a"}]) == tokenizer.encode("(a)")
+
+
+def test_options_of_graphs_are_refused_for_weights(tmp_path: Path) -> None:
+    weights = GOLDEN.parent / "outputs" / "0.10.14" / "gemma_2b_cpu_int8.bin"
+    with pytest.raises(ValueError, match="cache_dir: expected None"):
+        LlmInference.create_from_options(LlmInferenceOptions(weights, cache_dir=tmp_path))
+    with pytest.raises(ValueError, match="are for a bare .tflite"):
+        LlmInference.create_from_options(LlmInferenceOptions(weights, start_token=2))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"start_token": 1.5}, TypeError),
+        ({"start_token": -1}, ValueError),
+        ({"start_token": ""}, ValueError),
+        ({"stop_tokens": "abc"}, TypeError),
+        ({"stop_tokens": ("",)}, ValueError),
+        ({"tokenizer_path": 5}, TypeError),
+        ({"cache_dir": 5}, TypeError),
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_name(wrong: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match=next(iter(wrong))):
+        LlmInferenceOptions(INT4, **wrong)

@@ -127,7 +127,7 @@ class LiteRtBundle:
             model_type=self.model_type,
         )
         if self.tokenizer.tokenizer_json is not None:
-            tokenizer = NewSection("tokenizer.json, zlib", packed_tokenizer(self.tokenizer.tokenizer_json))
+            tokenizer = NewSection("tokenizer.json", packed_tokenizer(self.tokenizer.tokenizer_json))
         else:
             tokenizer = NewSection("sentencepiece", self.tokenizer.sentencepiece or b"")
         sections = [

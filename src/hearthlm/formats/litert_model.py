@@ -225,6 +225,7 @@ _CONVENTIONS = (
 _CACHE_NAMES = (("kv_cache_k_{layer}", "kv_cache_v_{layer}"), ("k_cache_{layer}", "v_cache_{layer}"))
 _LORA_VARIANT = re.compile(r"(?:prefill.*|decode)_lora_r([0-9]{1,6})")
 _LORA_INPUT = re.compile(r"lora_.+")
+_IMAGE_OR_AUDIO = re.compile(r"image|pixel|vision|audio|(^|_)mel(_|$)|spectrogram", re.IGNORECASE)
 _LAYER = re.compile(r"(kv_cache_[kv]_|[kv]_cache_)([0-9]{1,4})")
 
 
@@ -239,6 +240,7 @@ def llm_signatures(model: LiteRtModel, where: str) -> LlmSignatures:
     if decode is None or not prefills:
         raise UnsupportedModelError(
             f"{where}: expected signatures prefill* and decode, got {_listed(model.signatures)}"
+            f"{_not_text([*model.signatures, *(name for s in model.signatures.values() for name in s.inputs)])}"
         )
     convention = _convention(decode, where)
     cache = decoded = _cache(decode, convention, where)
@@ -291,7 +293,14 @@ def _convention(signature: Signature, where: str) -> _Convention:
     raise UnsupportedModelError(
         f"{where}: signature {signature.name!r}: expected one of the inputs and outputs {known}; "
         f"got {_listed(named)} -> {_listed(name for name in signature.outputs if not _LAYER.fullmatch(name))}"
+        f"{_not_text(named)}"
     )
+
+
+def _not_text(names: Iterable[str]) -> str:
+    """Say which of the names are those of images or audio, "" where none is."""
+    found = sorted({name for name in names if _IMAGE_OR_AUDIO.search(name)})
+    return f"; {_listed(found)}: images and audio are not read, prompts are text" if found else ""
 
 
 def _batch(signature: Signature, convention: _Convention) -> int:

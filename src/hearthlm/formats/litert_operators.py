@@ -261,11 +261,6 @@ def _softmax(call: Call) -> Result:
     return [(x.type, x.shape)]
 
 
-def _gelu(call: Call) -> Result:
-    x = call.input(0, FLOAT32)
-    return [(x.type, x.shape)]
-
-
 def _concatenation(call: Call) -> Result:
     tensors = [call.input(i, *_MOVED, min_rank=1) for i in range(len(call.inputs))]
     kind, first = call.same_type(*tensors), tensors[0].shape
@@ -439,9 +434,8 @@ def _squeeze(call: Call) -> Result:
 
 
 def _split(call: Call) -> Result:
-    axis_at, x_at = (0, 1)
-    x = call.input(x_at, FLOAT32, INT32, INT8, INT16, UINT8, min_rank=1)
-    axis = call.axis(call.constants(axis_at, like=(INT32,), count=1)[0], len(x.shape))
+    x = call.input(1, FLOAT32, INT32, INT8, INT16, UINT8, min_rank=1)
+    axis = call.axis(call.constants(0, like=(INT32,), count=1)[0], len(x.shape))
     count = call.options.get("count", 0)
     if count < 1 or count != len(call.outputs) or x.shape[axis] % count:
         call.refuse(f"{x} cannot be split into {count} equal parts along axis {axis}, for {len(call.outputs)} outputs")
