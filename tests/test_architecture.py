@@ -33,6 +33,7 @@ LAYERS = {
     "llm_inference_session": 4,
     "model_info": 4,
     "quantization_comparison": 4,
+    "template_turns": 4,
     "torch_exporter": 4,
     "repacker": 4,
     "demo": 4,

@@ -11,7 +11,6 @@ from typing import Any
 
 from hearthlm.bundler import BundleConfig, create_bundle
 from hearthlm.carried_tokenizer import CarriedTokenizer
-from hearthlm.chat import template_for_parts, turns_of_template
 from hearthlm.errors import BundleError
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
 from hearthlm.formats.litertlm import LANGUAGE_MODEL, MODEL_TYPE, NewSection, packed_tokenizer, write_litertlm
@@ -19,6 +18,7 @@ from hearthlm.formats.llm_metadata import LlmMetadata, write_executor_metadata, 
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.model import Model
+from hearthlm.template_turns import template_for_parts, turns_of_template
 
 StrPath = str | PathLike[str]
 ENDINGS = (".task", ".litertlm")
