@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEB := tests/web/node_modules
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*)
 
-.PHONY: setup demo test test-slow test-oracles test-ray test-web test-sanitize test-qemu check bench docs clean
+.PHONY: setup demo test test-slow test-oracles test-peers test-ray test-web test-sanitize test-qemu check bench docs clean
 
 setup: $(VENV)/.built
 
@@ -61,6 +61,14 @@ test-web: $(VENV)/.web
 
 $(WEB)/.package-lock.json: tests/web/package.json tests/web/package-lock.json
 	npm ci --prefix tests/web --ignore-scripts --no-audit --no-fund
+
+# LiteRT-LM is a judge, and no dependency: only this target installs it.
+$(VENV)/.peers: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet litert-lm-api==0.18.1
+	touch $@
+
+test-peers: $(VENV)/.peers
+	$(BIN)/python -m pytest -m peer
 
 test-sanitize: setup
 	bash native/test_sanitize.sh $(BIN)/python

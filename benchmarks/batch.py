@@ -45,9 +45,8 @@ def measure(path: Path, threads: int, count: int, at_once: int, repeat: int) -> 
 
     options = hearthlm.LlmInferenceOptions(path, max_tokens=256, num_threads=threads, prefix_cache_mb=0)
     with hearthlm.LlmInference.create_from_options(options) as llm:
-        info = llm.info
-        prompts = prompts_of(count, info.architecture.vocab_size, info.start_id)
-        never = dict.fromkeys(info.stop_ids, -1e9)
+        prompts = prompts_of(count, llm.vocab_size, llm.start_id)
+        never = dict.fromkeys(llm.stop_ids, -1e9)
         greedy = hearthlm.LlmInferenceSessionOptions(top_k=1, max_output_tokens=NUM_OUTPUT_TOKENS, logit_bias=never)
         llm.generate(prompts[0], greedy)
         best = float("inf")

@@ -190,7 +190,7 @@ def bodies(page: Page) -> list[dict[str, Any]]:
 
 def never_end(page: Page, llm: hearthlm.LlmInference) -> None:
     """Forbid the tokens that end an answer: it goes on until it is stopped or the context is full."""
-    bias = {str(i): -100 for i in llm.info.stop_ids}
+    bias = {str(i): -100 for i in llm.stop_ids}
 
     def forbid(route: Any) -> None:
         route.continue_(post_data=json.dumps(route.request.post_data_json | {"logit_bias": bias}))
@@ -413,6 +413,7 @@ def test_models_and_adapters_can_be_chosen(watched: Watched, two_models: Server)
 def test_what_the_model_is_can_be_read(page: Page, llm: hearthlm.LlmInference) -> None:
     page.click("#model")
     rows = page.locator("#rows").inner_text()
+    assert isinstance(llm.info, hearthlm.ModelInfo)
     assert f"{llm.info.num_parameters:,}" in rows
     assert f"{llm.max_tokens:,} tokens" in rows
     assert "CPU, 1 thread" in rows

@@ -35,9 +35,9 @@ FORETELL = f"{BEGIN}print(json.dumps(hearthlm.estimate_memory(options, num_seque
 # Every row of logits is used, and all contexts are full at the end.
 MEASURE = f"""{BEGIN}
 with hearthlm.LlmInference.create_from_options(options) as llm:
-    vocab_size = llm.info.architecture.vocab_size
+    vocab_size = llm.vocab_size
     ids = [i % vocab_size for i in range(2, max_tokens - 40 // sequences)]
-    greedy = hearthlm.LlmInferenceSessionOptions(top_k=1, logit_bias=dict.fromkeys(llm.info.stop_ids, -1e9))
+    greedy = hearthlm.LlmInferenceSessionOptions(top_k=1, logit_bias=dict.fromkeys(llm.stop_ids, -1e9))
     llm.generate_batch([ids] * sequences, greedy)
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     names = ("VmHWM", "RssAnon", "RssFile", "RssShmem")
@@ -111,6 +111,7 @@ def test_the_cache_of_a_full_context_is_what_was_foretold_or_a_window_less(name:
         session = Session(llm._engine, ids=[5] * 420)
         assert len(list(session.generate(sampler=Sampler(top_k=1)))) == 80
     # Windows are full of blocks only at some lengths.
+    assert isinstance(llm.info, hearthlm.ModelInfo)
     windows = sum(layout.window is not None for layout in cache_layouts(llm.info.architecture, "float32"))
     assert foretold >= highest
     assert foretold == highest or windows

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hearthlm import batch, bundler
+    from hearthlm import batch, bundler, exporter, repacker
     from hearthlm.answer import GenerationResult, ResponseIncrement
     from hearthlm.errors import (
         BundleError,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hearthlm.memory_estimate import MemoryEstimate, estimate_memory
     from hearthlm.model_info import FileInfo, ModelInfo, inspect_file, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
-    from hearthlm.runtime.lora import LoraAdapter
+    from hearthlm.runtime.lora import Adapter
     from hearthlm.runtime.sampler import TokenLogprobs
     from hearthlm.tool_calls import ToolCall, ToolCallReader
 
@@ -48,7 +48,7 @@ _HOMES = {
     "LlmInferenceOptions": "llm_inference",
     "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
-    "LoraAdapter": "runtime.lora",
+    "Adapter": "runtime.lora",
     "MachineInfo": "machine_info",
     "MachineLimits": "machine_info",
     "MemoryEstimate": "memory_estimate",
@@ -77,7 +77,7 @@ _HOMES = {
 }
 
 # As in MediaPipe, the toolchain's parts are modules: `from hearthlm import bundler`.
-_MODULES = ("batch", "bundler")
+_MODULES = ("batch", "bundler", "exporter", "repacker")
 
 __version__ = "0.1.0"
 
@@ -93,7 +93,7 @@ __all__ = [
     "LlmInferenceOptions",
     "LlmInferenceSession",
     "LlmInferenceSessionOptions",
-    "LoraAdapter",
+    "Adapter",
     "MachineInfo",
     "MachineLimits",
     "MemoryEstimate",
@@ -118,10 +118,12 @@ __all__ = [
     "batch",
     "bundler",
     "estimate_memory",
+    "exporter",
     "inspect_file",
     "inspect_machine",
     "inspect_model",
     "measure_machine",
+    "repacker",
 ]
 
 

@@ -7,7 +7,9 @@ from hearthlm.cli import completion as completion
 from hearthlm.cli import convert as convert
 from hearthlm.cli import doctor as doctor
 from hearthlm.cli import estimate as estimate
+from hearthlm.cli import export as export
 from hearthlm.cli import inspect as inspect
+from hearthlm.cli import repack as repack
 from hearthlm.cli import run as run
 from hearthlm.cli import score as score
 from hearthlm.cli import serve as serve

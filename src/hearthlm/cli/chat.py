@@ -11,7 +11,7 @@ import click
 import hearthlm
 from hearthlm.cli.exit_code import message_of
 from hearthlm.cli.group import cli
-from hearthlm.cli.options import complete_file, engine_options, max_tokens_option, sampling_options
+from hearthlm.cli.options import complete_file, engine_options, litert_options, max_tokens_option, sampling_options
 from hearthlm.cli.terminal import load_model, max_tokens_in_memory, print_stream
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @max_tokens_option("the model's context, as far as memory allows")
 @sampling_options
 @engine_options
+@litert_options
 def chat(
     model: str | None,
     system: str | None,
@@ -34,6 +35,10 @@ def chat(
     weights: Any,
     activation_data_type: Any,
     lora_path: str | None,
+    tokenizer_path: str | None,
+    start_token: str | int | None,
+    stop_tokens: tuple[str | int, ...],
+    cache_dir: str | None,
     **sampling: Any,
 ) -> None:
     """Talk with a model, turn by turn.
@@ -57,6 +62,10 @@ def chat(
         weights=weights,
         activation_data_type=activation_data_type,
         lora_path=lora_path,
+        tokenizer_path=tokenizer_path,
+        start_token=start_token,
+        stop_tokens=stop_tokens,
+        cache_dir=cache_dir,
     )
     with load_model(options) as llm:
         conversation = _Conversation(llm, hearthlm.LlmInferenceSessionOptions(**sampling), system)
