@@ -32,6 +32,7 @@ from hearthlm.formats.litert_model import llm_signatures, read_litert_model
 from hearthlm.formats.litert_verifier import verify_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile, NewSection, packed_tokenizer, write_litertlm
 from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, write_llm_metadata
+from hearthlm.formats.llm_metadata_pb2 import ExecutorMetadata
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.formats.task_bundle import (
     CHAT_TEMPLATE,
@@ -1005,3 +1006,25 @@ def test_options_of_graphs_are_refused_for_weights(tmp_path: Path) -> None:
 def test_an_option_of_another_type_is_refused_by_name(wrong: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(wrong))):
         LlmInferenceOptions(INT4, **wrong)
+
+
+def test_the_axis_of_tokens_is_what_the_file_declares(tmp_path: Path) -> None:
+    def write(name: str, key_axis: int, value_axis: int) -> Path:
+        declared = ExecutorMetadata()
+        for tensor, axis in (("kv_cache_k_0", key_axis), ("kv_cache_v_0", value_axis)):
+            declared.llm_executor_metadata.state_buffers.add(decode_input_name=tensor, sequence_axis=axis)
+        sections = [
+            NewSection("LlmMetadata", write_llm_metadata(LlmMetadata())),
+            NewSection("ExecutorMetadata", declared.SerializeToString()),
+            NewSection("tflite", toy_model(transposed=True), {"model_type": "tf_lite_prefill_decode"}),
+        ]
+        write_litertlm(tmp_path / name, sections)
+        return tmp_path / name
+
+    with LlmInference.create_from_options(LlmInferenceOptions(write("right", 2, 3), num_threads=1)) as llm:
+        assert llm.max_tokens == CAPACITY
+        assert llm.token_logprobs([3, 7, 1]).shape == (2,)
+    with pytest.raises(hearthlm.UnsupportedModelError, match="kv_cache_v_0: expected 8 tokens on axis 3, as in"):
+        LlmInference.create_from_model_path(write("other", 3, 3))
+    with pytest.raises(hearthlm.CorruptFileError, match="kv_cache_v_0: axis 4 is declared"):
+        LlmInference.create_from_model_path(write("beyond", 2, 4))

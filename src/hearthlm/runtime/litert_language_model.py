@@ -92,7 +92,7 @@ class LiteRtLanguageModel:
             else:
                 found = _read_tflite(files.enter_context(MappedFile(path)), text)
             files.callback(found.data.release)
-            signatures = llm_signatures(found.model, found.where)
+            signatures = _as_declared(llm_signatures(found.model, found.where), found.token_axes, found.where)
             layout = checked_layout(found.model, signatures, found.where)
             logits = found.model.signatures["decode"].outputs[signatures.logits].shape
             for name, tokens in (("start_token", (text.start_token,)), ("stop_tokens", text.stop_tokens)):
@@ -206,6 +206,20 @@ class _Found:
     metadata: LlmMetadata
     tokenizer: Tokenizer | None
     tokenizer_config: Mapping[str, Any] | None = None
+    token_axes: Mapping[str, int] = field(default_factory=dict)  # of the cache, by the names of its inputs
+
+
+def _as_declared(signatures: LlmSignatures, token_axes: Mapping[str, int], where: str) -> LlmSignatures:
+    """Return signatures whose cache counts tokens along the axes that the file declares, where it does."""
+    cache = signatures.kv_cache
+    if cache is None or not token_axes.keys() >= set(cache.tensors[0]):
+        return signatures
+    key, value = cache.tensors[0]
+    for name, shape in ((key, cache.key_shape), (value, cache.value_shape)):
+        if token_axes[name] >= len(shape):
+            raise CorruptFileError(f"{where}: {name}: axis {token_axes[name]} is declared, of the shape {list(shape)}")
+    cache = replace(cache, key_axis=token_axes[key], value_axis=token_axes[value])
+    return replace(signatures, kv_cache=cache)
 
 
 def _read_task(bundle: TaskBundle) -> _Found:
@@ -242,7 +256,10 @@ def _read_litertlm(file: LiteRtLmFile) -> _Found:
         tokenizer = from_hugging_face(tokenizer_json, config)
     elif (pieces := file.sentencepiece_model) is not None:
         tokenizer = from_sentencepiece(pieces, bytes_to_unicode=file.bytes_to_unicode)
-    return _Found(where, file.data(section), file.model, file.metadata, tokenizer, config)
+    declared = file.executor_metadata
+    buffers = () if declared is None else declared.llm_executor_metadata.state_buffers
+    axes = {buffer.decode_input_name: buffer.sequence_axis for buffer in buffers if buffer.sequence_axis}
+    return _Found(where, file.data(section), file.model, file.metadata, tokenizer, config, axes)
 
 
 def _read_tflite(file: MappedFile, text: TextSettings) -> _Found:
