@@ -20,7 +20,7 @@ from hearthlm.formats import litert_graph, tensor_plan
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
 from hearthlm.formats.litert_verifier import verify_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile
-from hearthlm.formats.task_bundle import MODEL, TaskBundle
+from hearthlm.formats.task_bundle import MODEL, TOKENIZER_CONFIG, TaskBundle
 from hearthlm.models import read_config
 from hearthlm.models.family import PromptTemplate
 from hearthlm.quantization import dequantize, quantize, quantize_blocks
@@ -267,6 +267,9 @@ def test_a_hugging_face_tokenizer_goes_into_a_litertlm_as_it_is(tmp_path: Path) 
     with LiteRtLmFile.open(tmp_path / "model.litertlm") as file:
         assert file.tokenizer_json == (source / "tokenizer.json").read_bytes()
         assert file.sentencepiece_model is None
+        carried = json.loads(file.own_entry(TOKENIZER_CONFIG) or b"{}")
+        settings = json.loads((source / "tokenizer_config.json").read_text())
+        assert carried and carried.items() <= settings.items()
 
 
 @pytest.mark.parametrize("ending", [".task", ".litertlm"])

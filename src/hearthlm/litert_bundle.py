@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,17 @@ from hearthlm.bundler import BundleConfig, create_bundle
 from hearthlm.carried_tokenizer import CarriedTokenizer
 from hearthlm.errors import BundleError
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
-from hearthlm.formats.litertlm import LANGUAGE_MODEL, MODEL_TYPE, NewSection, packed_tokenizer, write_litertlm
+from hearthlm.formats.litertlm import (
+    LANGUAGE_MODEL,
+    MODEL_TYPE,
+    OWN_LABEL,
+    NewSection,
+    packed_tokenizer,
+    write_litertlm,
+)
 from hearthlm.formats.llm_metadata import LlmMetadata, write_executor_metadata, write_llm_metadata
 from hearthlm.formats.mapped_file import MappedFile
+from hearthlm.formats.task_bundle import TOKENIZER_CONFIG
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.model import Model
 from hearthlm.template_turns import template_for_parts, turns_of_template
@@ -136,6 +145,9 @@ class LiteRtBundle:
             NewSection("tflite", model, {MODEL_TYPE: LANGUAGE_MODEL}),
             NewSection("ExecutorMetadata", write_executor_metadata(signatures.kv_cache)),
         ]
+        if config := self.tokenizer.entry().get("tokenizer_config"):  # what of it changes ids
+            fields = json.dumps(config, ensure_ascii=False, sort_keys=True).encode()
+            sections.append(NewSection("binary", fields, {OWN_LABEL: TOKENIZER_CONFIG}))
         output.parent.mkdir(parents=True, exist_ok=True)
         write_litertlm(output, sections, {}, progress)
 

@@ -13,7 +13,7 @@ from hearthlm.formats import detect_format, task_bundle
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.litert_lora import is_litert_lora, read_litert_lora
 from hearthlm.formats.litert_model import LiteRtModel, TensorSpec, llm_signatures, read_litert_model
-from hearthlm.formats.litertlm import LANGUAGE_MODEL, MODEL_TYPE, LiteRtLmFile
+from hearthlm.formats.litertlm import LANGUAGE_MODEL, MODEL_TYPE, OWN_LABEL, LiteRtLmFile
 from hearthlm.formats.llm_metadata import LlmMetadata
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.safetensors_file import SafetensorsFile
@@ -187,7 +187,11 @@ def _litertlm_info(path: str | PathLike[str]) -> FileInfo:
             "version": ".".join(map(str, file.version)),
             "labels": file.labels,
             "entries": [
-                {"name": s.labels.get("model_type", s.kind), "bytes": s.num_bytes, "kind": s.kind}
+                {
+                    "name": s.labels.get(MODEL_TYPE) or s.labels.get(OWN_LABEL) or s.kind,
+                    "bytes": s.num_bytes,
+                    "kind": s.kind,
+                }
                 for s in file.sections
             ],
         }
