@@ -181,7 +181,7 @@ void attend(const Job& job, const Sight& sight, int64_t row, int64_t head, int64
   float totals[heads];
   for (int h = 0; h < heads; h++) totals[h] = soften(job.options, sight, head + h, scores + h * sight.padded);
   int64_t c = 0;
-  constexpr int kCount = kLanes == 16 ? 4 : 2;
+  constexpr int kCount = kRegisters == 32 ? 4 : 2;
   for (; c + kCount * kLanes <= cache.head_dim; c += kCount * kLanes) {
     sum_values<T, heads, kCount>(cache, sight, kv_head, scores, totals, c, 0, job.y + at);
   }

@@ -2,12 +2,16 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <functional>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -70,6 +74,12 @@ struct CacheView {
   int64_t layers;
 };
 
+// The arrays of a LoraFactors, held for its lifetime.
+struct LoraView {
+  Any down, up;
+  LoraRows rows;
+};
+
 Cache at_layer(const CacheView& view, int64_t layer) {
   Cache cache = view.cache;
   cache.layer = layer;
@@ -93,8 +103,10 @@ struct Set {
   Recording* recording;
 
   template <class Call>
-  void perform(const Call& call) const {
+  void perform(bool is_long, const Call& call) const {
     if (recording) recording->calls.emplace_back(call);
+    std::optional<nb::gil_scoped_release> release;
+    if (is_long) release.emplace();
     call();
   }
   template <class Call>
@@ -154,6 +166,18 @@ NB_MODULE(_native, m) {
         return first_incomplete_sequence(view.cache, reads, window);
       });
 
+  nb::class_<LoraView>(m, "LoraView")
+      .def(
+          "__init__",
+          [](LoraView* self, Any down, int down_type, Any up, int up_type, int64_t rank, int64_t columns, int64_t rows,
+             float scale) {
+            Matrix a = matrix(down, down_type, rank, columns, std::nullopt, std::nullopt);
+            Matrix b = matrix(up, up_type, rank, rows, std::nullopt, std::nullopt);
+            new (self) LoraView{down, up, {0, 0, a, b, scale}};
+          },
+          "down"_a.noconvert(), "down_type"_a, "up"_a.noconvert(), "up_type"_a, "rank"_a, "columns"_a, "rows"_a,
+          "scale"_a);
+
   m.def(
       "first_id_outside", [](In<int32_t> ids, int64_t limit) {
         return first_id_outside(ids.data(), static_cast<int64_t>(ids.size()), limit);
@@ -210,10 +234,28 @@ NB_MODULE(_native, m) {
           nb::arg(), nb::arg().none().noconvert(), nb::arg().none().noconvert(),
           nb::arg().none().noconvert(), nb::arg().noconvert(), nb::arg())
       .def(
+          "lora_add",
+          [](const Set& set, In<float> x, const std::vector<std::tuple<int64_t, int64_t, const LoraView*>>& adapted,
+             Out<float> y, ThreadPool& pool) {
+            std::vector<LoraRows> groups;
+            int64_t products = 0;
+            for (const auto& [begin, end, view] : adapted) {
+              groups.push_back(view->rows);
+              groups.back().begin = begin;
+              groups.back().end = end;
+              products += (end - begin) * view->rows.down.rows * (view->rows.down.columns + view->rows.up.columns);
+            }
+            set.perform(pool, products > static_cast<int64_t>(kLong),
+                        [&k = set.k, &pool, x = x.data(), groups = std::move(groups), y = y.data()] {
+                          k.lora_add(x, groups.data(), static_cast<int64_t>(groups.size()), y, pool);
+                        });
+          },
+          nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg())
+      .def(
           "embed_rows",
           [](const Set& set, In<int32_t> ids, Any data, int type, int64_t rows, int64_t columns,
              OptionalIn<float> scales, OptionalIn<float> zero_points, float scale, Out<float> y) {
-            set.perform([&k = set.k, ids = ids.data(), m = length_of(ids, 0),
+            set.perform(y.size() > kLong, [&k = set.k, ids = ids.data(), m = length_of(ids, 0),
                          w = matrix(data, type, rows, columns, scales, zero_points), scale, y = y.data()] {
               k.embed_rows(ids, m, w, scale, y);
             });
@@ -243,7 +285,7 @@ NB_MODULE(_native, m) {
       .def(
           "rope",
           [](const Set& set, Out<float> x, In<float> cos, In<float> sin) {
-            set.perform([&k = set.k, x = x.data(), m = length_of(x, 0), heads = length_of(x, 1),
+            set.perform(x.size() > kLong, [&k = set.k, x = x.data(), m = length_of(x, 0), heads = length_of(x, 1),
                          head_dim = length_of(x, 2), cos = cos.data(), sin = sin.data(), r = length_of(cos, 1)] {
               k.rope(x, m, heads, head_dim, cos, sin, r);
             });
@@ -288,7 +330,7 @@ NB_MODULE(_native, m) {
       .def(
           "kv_append",
           [](const Set& set, In<float> keys, In<float> values, const CacheView& view, int64_t layer) {
-            set.perform([&k = set.k, &view, keys = keys.data(), values = values.data(), layer] {
+            set.perform(keys.size() > kLong, [&k = set.k, &view, keys = keys.data(), values = values.data(), layer] {
               k.kv_append(keys, values, at_layer(view, layer));
             });
           },

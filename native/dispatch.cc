@@ -1,5 +1,11 @@
-// Which table of kernels this CPU runs. Compiled for the oldest CPU.
+// Which table of kernels this CPU runs. Compiled for the oldest CPU of its kind.
 #include <string.h>
+
+#if defined(HEARTHLM_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(HEARTHLM_ARM64) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #include "kernels.h"
 
@@ -8,6 +14,7 @@ namespace hearthlm {
 #define DECLARE_TARGET(target)             \
   namespace target {                       \
   void add_linear(Kernels& kernels);       \
+  void add_lora(Kernels& kernels);         \
   void add_attention(Kernels& kernels);    \
   void add_norm(Kernels& kernels);         \
   void add_rope(Kernels& kernels);         \
@@ -18,6 +25,7 @@ namespace hearthlm {
     static const Kernels filled = [] {     \
       Kernels kernels{};                   \
       add_linear(kernels);                 \
+      add_lora(kernels);                   \
       add_attention(kernels);              \
       add_norm(kernels);                   \
       add_rope(kernels);                   \
@@ -33,10 +41,40 @@ namespace hearthlm {
 DECLARE_TARGET(portable)
 #ifdef HEARTHLM_X86
 DECLARE_TARGET(avx2)
+DECLARE_TARGET(avxvnni)
 DECLARE_TARGET(avx512vnni)
+#endif
+#ifdef HEARTHLM_ARM64
+DECLARE_TARGET(neon)
+DECLARE_TARGET(neon_dotprod)
+DECLARE_TARGET(neon_i8mm)
 #endif
 
 namespace {
+
+#ifdef HEARTHLM_X86
+// Also asks whether the system saves the registers.
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+#endif
+
+#if defined(HEARTHLM_ARM64) && defined(__linux__)
+// The bits of the kernel's interface, which older headers may lack.
+bool has_dotprod() { return getauxval(AT_HWCAP) >> 20 & 1; }
+bool has_i8mm() { return has_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1); }
+#elif defined(HEARTHLM_ARM64) && defined(__APPLE__)
+bool has_feature(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool has_dotprod() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has_dotprod() && has_feature("hw.optional.arm.FEAT_I8MM"); }
+#elif defined(HEARTHLM_ARM64)
+bool has_dotprod() { return false; }
+bool has_i8mm() { return false; }
+#endif
 
 struct Target {
   const char* name;
@@ -44,21 +82,23 @@ struct Target {
   const Kernels* (*table)();
 };
 
-// Best first. __builtin_cpu_supports also asks whether the system saves the registers.
+// Best first.
 const Target kTargets[] = {
 #ifdef HEARTHLM_X86
     {"avx512vnni",
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+              __builtin_cpu_supports("avx512vnni") && has_avx2();
      },
      avx512vnni::table},
-    {"avx2",
-     [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     },
-     avx2::table},
+    {"avxvnni", [] { return __builtin_cpu_supports("avxvnni") && has_avx2(); }, avxvnni::table},
+    {"avx2", has_avx2, avx2::table},
+#endif
+#ifdef HEARTHLM_ARM64
+    {"neon_i8mm", has_i8mm, neon_i8mm::table},
+    {"neon_dotprod", has_dotprod, neon_dotprod::table},
+    {"neon", [] { return true; }, neon::table},
 #endif
     {"portable", [] { return true; }, portable::table},
 };

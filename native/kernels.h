@@ -1,8 +1,8 @@
 // Every kernel, on one page. No Python, no allocation that a caller sees, no checks: sizes and pointers come checked.
 //
-// The sources linear, attention, norm, rope, activation, sampling and rounding are compiled once per instruction set, with
-// HEARTHLM_TARGET naming a namespace; `find_kernels` picks a table at run time. Arrays are dense and row-major, with no
-// alignment beyond that of their elements, and nothing outside of them is read.
+// The sources linear, lora, attention, norm, rope, activation, sampling and rounding are compiled once per instruction
+// set, with HEARTHLM_TARGET naming a namespace; `find_kernels` picks a table at run time. Arrays are dense and row-major,
+// with no alignment beyond that of their elements, and nothing outside of them is read.
 //
 // Order of sums: the lanes and accumulators of a float sum are fixed by the length summed alone, so results do not
 // depend on rows per call, threads or batch. They differ between instruction sets, except for `quantize_rows`,
@@ -46,6 +46,13 @@ struct AttentionOptions {
   int64_t key_bias_stride;
 };
 
+// Rows [begin, end) of a call, and the adapter that they go through; the factors are of a float type.
+struct LoraRows {
+  int64_t begin, end;
+  Matrix down, up;  // A [rank, k] and B transposed, [rank, n]
+  float scale;
+};
+
 enum class Activation : int32_t { kGeluTanh, kGelu, kSilu, kRelu };
 
 struct Kernels {
@@ -59,6 +66,9 @@ struct Kernels {
   // Exact integer sums, w int8 or int4: y = float(sum x q - zero_point * sum x) * (x_scale * w_scale) + bias.
   void (*linear_int8)(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& w,
                       const float* bias, float* y, ThreadPool& pool);
+
+  // y [m, n] += scale * (x [m, k] * down^T) * up, for the rows of each of `count` groups.
+  void (*lora_add)(const float* x, const LoraRows* groups, int64_t count, float* y, ThreadPool& pool);
 
   // y [m, columns] = dequantised rows `ids` of w, times scale.
   void (*embed_rows)(const int32_t* ids, int64_t m, const Matrix& w, float scale, float* y);
@@ -118,6 +128,7 @@ int64_t first_id_outside(const int32_t* ids, int64_t count, int64_t limit);
 // functions, and might keep the copy that only newer CPUs can run.
 namespace HEARTHLM_TARGET {
 void add_linear(Kernels& kernels);
+void add_lora(Kernels& kernels);
 void add_attention(Kernels& kernels);
 void add_norm(Kernels& kernels);
 void add_rope(Kernels& kernels);

@@ -1,34 +1,29 @@
 #include "kernels.h"
+#include "matrix_rows.h"
 #include "simd.h"
+#if defined(__AVX512VNNI__)
+#include "int8_avx512.h"
+#elif defined(__AVX2__)
+#include "int8_avx2.h"
+#elif HEARTHLM_NEON
+#include "int8_neon.h"
+#else
+#include "int8_portable.h"
+#endif
+
+// What multiplies many rows of integers, see below.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || (HEARTHLM_NEON && defined(__ARM_FEATURE_DOTPROD))
+#define HEARTHLM_PANELS 1
+#else
+#define HEARTHLM_PANELS 0
+#endif
 
 namespace hearthlm::HEARTHLM_TARGET {
 namespace {
 
-#if defined(__AVX512VNNI__)
-#define HEARTHLM_VNNI 1
-#else
-#define HEARTHLM_VNNI 0
-#endif
-
 // Slots of scratch memory.
 constexpr int kRowsSlot = 0;   // of the caller: the activations, read by every worker
 constexpr int kPanelSlot = 1;  // weights unpacked for several rows of activations
-constexpr int kSumsSlot = 2;
-
-inline int64_t row_bytes(const Matrix& w) {
-  switch (w.type) {
-    case WeightType::kFloat32: return w.columns * 4;
-    case WeightType::kFloat16:
-    case WeightType::kBfloat16: return w.columns * 2;
-    case WeightType::kInt8: return w.columns;
-    case WeightType::kInt4: return (w.columns + 1) / 2;
-  }
-  return 0;
-}
-
-inline const uint8_t* row_of(const Matrix& w, int64_t row) {
-  return static_cast<const uint8_t*>(w.data) + row * row_bytes(w);
-}
 
 // Rows per part so that a part is one long stream of memory, but the threads still end together.
 inline int64_t stream_grain(const Matrix& w, int threads) {
@@ -38,65 +33,6 @@ inline int64_t stream_grain(const Matrix& w, int threads) {
 }
 
 // ---- Weights as floats --------------------------------------------------------------------------------------------
-
-// Columns j to j + kLanes as floats; int4 as q + 8.
-template <WeightType type>
-inline Vec widen(const uint8_t* row, int64_t j) {
-  if constexpr (type == WeightType::kFloat32) {
-    return load(reinterpret_cast<const float*>(row) + j);
-  } else if constexpr (type == WeightType::kFloat16) {
-    return load_half(reinterpret_cast<const uint16_t*>(row) + j);
-  } else if constexpr (type == WeightType::kBfloat16) {
-    typedef uint16_t Bits __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
-    return as_float(__builtin_convertvector(*reinterpret_cast<const Bits*>(row + 2 * j), IntVec) << 16);
-  } else if constexpr (type == WeightType::kInt8) {
-#if defined(__AVX512F__)
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + j))));
-#elif defined(__AVX2__)
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + j))));
-#else
-    const int8_t* q = reinterpret_cast<const int8_t*>(row) + j;
-    IntVec values = {q[0], q[1], q[2], q[3]};
-    return __builtin_convertvector(values, Vec);
-#endif
-  } else {
-#if defined(__AVX512F__)
-    __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + j / 2));
-    __m128i mask = _mm_set1_epi8(15), low = _mm_and_si128(bytes, mask);
-    __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(low, high)));
-#elif defined(__AVX2__)
-    int32_t four;
-    memcpy(&four, row + j / 2, sizeof four);
-    __m128i bytes = _mm_cvtsi32_si128(four);
-    __m128i mask = _mm_set1_epi8(15), low = _mm_and_si128(bytes, mask);
-    __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_unpacklo_epi8(low, high)));
-#else
-    const uint8_t* b = row + j / 2;
-    IntVec values = {b[0] & 15, b[0] >> 4, b[1] & 15, b[1] >> 4};
-    return __builtin_convertvector(values, Vec);
-#endif
-  }
-}
-
-// Columns j to j + n, n < 2 kLanes, as floats less `offset`; the rest of out [2 kLanes] is zero.
-template <WeightType type>
-inline void widen_tail(const uint8_t* row, int64_t j, int64_t n, float offset, float* out) {
-  uint8_t bytes[2 * kLanes * 4] = {};
-  if constexpr (type == WeightType::kFloat32) {
-    memcpy(bytes, row + 4 * j, static_cast<size_t>(4 * n));
-  } else if constexpr (type == WeightType::kInt8) {
-    memcpy(bytes, row + j, static_cast<size_t>(n));
-  } else if constexpr (type == WeightType::kInt4) {
-    memcpy(bytes, row + j / 2, static_cast<size_t>((n + 1) / 2));
-  } else {
-    memcpy(bytes, row + 2 * j, static_cast<size_t>(2 * n));
-  }
-  store(out, widen<type>(bytes, 0) - offset);
-  store(out + kLanes, widen<type>(bytes, kLanes) - offset);
-  for (int64_t i = n; i < 2 * kLanes; i++) out[i] = 0;
-}
 
 inline float offset_of(const Matrix& w, int64_t row) {
   return (w.type == WeightType::kInt4 ? 8.0f : 0.0f) + (w.zero_points ? w.zero_points[row] : 0.0f);
@@ -134,24 +70,24 @@ float dot(const float* x, const uint8_t* row, int64_t columns, float offset) {
   return sum_of(a + b);
 }
 
-constexpr int kTileRows = kLanes == 16 ? 4 : 2;
-constexpr int kTileColumns = kLanes == 4 ? 2 : 3;
+constexpr int kFloatRows = kRegisters == 32 ? 4 : 2;
+constexpr int kFloatColumns = kLanes == 4 ? 2 : 3;
 constexpr int64_t kPanelBytes = 192 << 10;
 
-// out [m][kTileColumns] = x [m, stride] * w [kTileColumns, stride]^T, stride a multiple of 2 kLanes.
+// out [m][kFloatColumns] = x [m, stride] * w [kFloatColumns, stride]^T, stride a multiple of 2 kLanes.
 template <int m>
 void float_tile(const float* x, const float* w, int64_t stride, float* out) {
-  Vec a[m][kTileColumns] = {}, b[m][kTileColumns] = {};
-  auto add = [&](Vec(&sums)[m][kTileColumns], int64_t j) __attribute__((always_inline)) {
-    Vec columns[kTileColumns];
+  Vec a[m][kFloatColumns] = {}, b[m][kFloatColumns] = {};
+  auto add = [&](Vec(&sums)[m][kFloatColumns], int64_t j) __attribute__((always_inline)) {
+    Vec columns[kFloatColumns];
 #pragma GCC unroll 4
-    for (int c = 0; c < kTileColumns; c++) columns[c] = load(w + c * stride + j);
+    for (int c = 0; c < kFloatColumns; c++) columns[c] = load(w + c * stride + j);
 #pragma GCC unroll 4
     for (int r = 0; r < m; r++) {
       Vec row = load(x + r * stride + j);
       keep(row);
 #pragma GCC unroll 4
-      for (int c = 0; c < kTileColumns; c++) sums[r][c] = fma(row, columns[c], sums[r][c]);
+      for (int c = 0; c < kFloatColumns; c++) sums[r][c] = fma(row, columns[c], sums[r][c]);
     }
   };
   for (int64_t j = 0; j < stride; j += 2 * kLanes) {
@@ -161,7 +97,7 @@ void float_tile(const float* x, const float* w, int64_t stride, float* out) {
 #pragma GCC unroll 4
   for (int r = 0; r < m; r++) {
 #pragma GCC unroll 4
-    for (int c = 0; c < kTileColumns; c++) out[r * kTileColumns + c] = sum_of(a[r][c] + b[r][c]);
+    for (int c = 0; c < kFloatColumns; c++) out[r * kFloatColumns + c] = sum_of(a[r][c] + b[r][c]);
   }
 }
 
@@ -197,27 +133,25 @@ void float_panels(const void* context, int64_t begin, int64_t end, int worker) {
     for (int64_t n = 0; n < rows; n++) {
       widen_row<type>(row_of(job.w, first + n), job.w.columns, offset_of(job.w, first + n), panel + n * job.stride);
     }
-    for (int64_t n = rows; n % kTileColumns != 0; n++) {
+    for (int64_t n = rows; n % kFloatColumns != 0; n++) {
       memset(panel + n * job.stride, 0, static_cast<size_t>(job.stride * 4));
     }
-    for (int64_t i = 0; i < job.m; i += kTileRows) {
-      int64_t tile_rows = min_of<int64_t>(kTileRows, job.m - i);
+    for (int64_t i = 0; i < job.m; i += kFloatRows) {
+      int64_t tile_rows = min_of<int64_t>(kFloatRows, job.m - i);
       const float* x = job.x + i * job.stride;
-      for (int64_t n = 0; n < rows; n += kTileColumns) {
-        float out[kTileRows * kTileColumns];
+      for (int64_t n = 0; n < rows; n += kFloatColumns) {
+        float out[kFloatRows * kFloatColumns];
         const float* w = panel + n * job.stride;
         switch (tile_rows) {
           case 1: float_tile<1>(x, w, job.stride, out); break;
           case 2: float_tile<2>(x, w, job.stride, out); break;
-#if defined(__AVX512F__)
-          case 3: float_tile<3>(x, w, job.stride, out); break;
-          default: float_tile<4>(x, w, job.stride, out); break;
-#endif
+          case 3: float_tile<min_of(3, kFloatRows)>(x, w, job.stride, out); break;
+          default: float_tile<kFloatRows>(x, w, job.stride, out); break;
         }
-        int64_t columns = min_of<int64_t>(kTileColumns, rows - n);
+        int64_t columns = min_of<int64_t>(kFloatColumns, rows - n);
         for (int64_t r = 0; r < tile_rows; r++) {
           float* y = job.y + (i + r) * job.w.rows + first + n;
-          for (int64_t c = 0; c < columns; c++) y[c] = finish(job, out[r * kTileColumns + c], first + n + c);
+          for (int64_t c = 0; c < columns; c++) y[c] = finish(job, out[r * kFloatColumns + c], first + n + c);
         }
       }
     }
@@ -245,9 +179,9 @@ void linear_float(const float* x, int64_t m, const Matrix& w, const float* bias,
     }
     x = padded;
   }
-  int64_t panel_rows = max_of<int64_t>(kPanelBytes / (stride * 4 + 1) / kTileColumns, 1) * kTileColumns;
+  int64_t panel_rows = max_of<int64_t>(kPanelBytes / (stride * 4 + 1) / kFloatColumns, 1) * kFloatColumns;
   // Enough panels for every thread.
-  panel_rows = min_of(panel_rows, round_up(max_of<int64_t>(w.rows / (4 * pool.threads()), 1), kTileColumns));
+  panel_rows = min_of(panel_rows, round_up(max_of<int64_t>(w.rows / (4 * pool.threads()), 1), kFloatColumns));
   FloatJob job{x, m, stride, w, bias, y, pool, panel_rows};
   switch (w.type) {
     case WeightType::kFloat32: return run_float<WeightType::kFloat32>(job);
@@ -259,22 +193,10 @@ void linear_float(const float* x, int64_t m, const Matrix& w, const float* bias,
 }
 
 // ---- Integer activations ------------------------------------------------------------------------------------------
-// Weights are read in chunks of 64 bytes. Activations lie to match: 64 per chunk for int8; for int4 the 64 even
-// columns of the chunk, then the 64 odd ones. Zeros fill the last chunk, so what its weights hold does not matter.
-
-constexpr int64_t kChunk = 64;
-// |sum| <= 255 * 128 * columns must stay below 2^31.
-constexpr int64_t kMaxColumns = 65536;
-
-// What the sums below are too large by, in units of the sum of the activations: int4 is stored as q + 8, and the
-// unsigned operand of VNNI is q + 128.
-template <bool is_int4>
-constexpr int64_t kBias = is_int4 ? 8 : HEARTHLM_VNNI ? 128 : 0;
-
-inline int64_t chunks_of(const Matrix& w) { return (row_bytes(w) + kChunk - 1) / kChunk; }
-
-template <bool is_int4>
-constexpr int64_t kChunkColumns = is_int4 ? 2 * kChunk : kChunk;
+// The dot products are each instruction set's own, in int8_*.h: `Sums`, a register of sums, and `total` of it;
+// `add_chunk`, which adds one chunk of products to the sums of m rows of activations, `stride` bytes apart; and `kBias`,
+// what sums are then too large by, in units of the sum of the activations: int4 is stored as q + 8, and the unsigned
+// operand of VNNI is q + 128.
 
 template <bool is_int4>
 void arrange_row(const int8_t* x, int64_t k, int8_t* out) {
@@ -306,108 +228,6 @@ void arrange_row(const int8_t* x, int64_t k, int8_t* out) {
   }
 }
 
-// Adds one chunk of products to the sums of m rows of activations, `stride` bytes apart.
-#if HEARTHLM_VNNI
-
-typedef __m512i Sums;
-inline int32_t total(Sums s) { return _mm512_reduce_add_epi32(s); }
-
-template <bool is_int4, int m>
-inline void add_chunk(Sums (&sums)[m][2], __m512i w, const int8_t* x, int64_t stride) {
-  if constexpr (is_int4) {
-    const __m512i mask = _mm512_set1_epi8(15);
-    __m512i low = _mm512_and_si512(w, mask), high = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
-#pragma GCC unroll 4
-    for (int r = 0; r < m; r++) {
-      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], low, _mm512_loadu_si512(x + r * stride));
-      sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], high, _mm512_loadu_si512(x + r * stride + kChunk));
-    }
-  } else {
-    __m512i shifted = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
-#pragma GCC unroll 4
-    for (int r = 0; r < m; r++) {
-      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], shifted, _mm512_loadu_si512(x + r * stride));
-    }
-  }
-}
-
-template <bool is_int4, int m>
-inline void add_chunk(Sums (&sums)[m][2], const uint8_t* w, const int8_t* x, int64_t stride) {
-  add_chunk<is_int4, m>(sums, _mm512_loadu_si512(w), x, stride);
-}
-
-#elif defined(__AVX2__)
-
-typedef __m256i Sums;
-inline int32_t total(Sums s) {
-  __m128i v = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
-  v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
-  v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1));
-  return _mm_cvtsi128_si32(v);
-}
-
-inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-inline __m256i widen_bytes(const void* p) {
-  return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
-}
-
-template <bool is_int4, int m>
-inline void add_chunk(Sums (&sums)[m][2], const uint8_t* w, const int8_t* x, int64_t stride) {
-  if constexpr (is_int4) {
-    const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    __m256i a = load_bytes(w), b = load_bytes(w + 32);
-    __m256i a_low = _mm256_and_si256(a, mask), a_high = _mm256_and_si256(_mm256_srli_epi16(a, 4), mask);
-    __m256i b_low = _mm256_and_si256(b, mask), b_high = _mm256_and_si256(_mm256_srli_epi16(b, 4), mask);
-#pragma GCC unroll 4
-    for (int r = 0; r < m; r++, x += stride) {
-      // Four pairs of products: at most 4 * 2 * 15 * 128 = 15360, so 16 bits hold them.
-      __m256i low = _mm256_add_epi16(_mm256_maddubs_epi16(a_low, load_bytes(x)),
-                                     _mm256_maddubs_epi16(b_low, load_bytes(x + 32)));
-      __m256i high = _mm256_add_epi16(_mm256_maddubs_epi16(a_high, load_bytes(x + 64)),
-                                      _mm256_maddubs_epi16(b_high, load_bytes(x + 96)));
-      sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(_mm256_add_epi16(low, high), ones));
-    }
-  } else {
-    // maddubs would saturate with full bytes: 16-bit products instead.
-#pragma GCC unroll 4
-    for (int part = 0; part < 4; part++) {
-      __m256i wide = widen_bytes(w + 16 * part);
-#pragma GCC unroll 4
-      for (int r = 0; r < m; r++) {
-        __m256i products = _mm256_madd_epi16(wide, widen_bytes(x + r * stride + 16 * part));
-        sums[r][part % 2] = _mm256_add_epi32(sums[r][part % 2], products);
-      }
-    }
-  }
-}
-
-#else
-
-typedef int32_t Sums;
-inline int32_t total(Sums s) { return s; }
-
-template <bool is_int4, int m>
-inline void add_chunk(Sums (&sums)[m][2], const uint8_t* w, const int8_t* x, int64_t stride) {
-  for (int r = 0; r < m; r++, x += stride) {
-    int32_t sum = 0;
-    if constexpr (is_int4) {
-      int16_t low[kChunk], high[kChunk];  // 16 bits: what vectorises to multiply-add
-      for (int i = 0; i < kChunk; i++) {
-        low[i] = static_cast<int16_t>(w[i] & 15);
-        high[i] = static_cast<int16_t>(w[i] >> 4);
-      }
-      for (int i = 0; i < kChunk; i++) sum += low[i] * static_cast<int16_t>(x[i]);
-      for (int i = 0; i < kChunk; i++) sum += high[i] * static_cast<int16_t>(x[kChunk + i]);
-    } else {
-      const int8_t* q = reinterpret_cast<const int8_t*>(w);
-      for (int i = 0; i < kChunk; i++) sum += static_cast<int16_t>(q[i]) * static_cast<int16_t>(x[i]);
-    }
-    sums[r][0] += sum;
-  }
-}
-
-#endif
-
 // acc [m] = exact sums over one row of weights, too large by kBias times the sum of the activations.
 template <bool is_int4, int m>
 inline void int_dots(const int8_t* x, int64_t stride, const uint8_t* w, int64_t bytes, int64_t* acc) {
@@ -417,35 +237,24 @@ inline void int_dots(const int8_t* x, int64_t stride, const uint8_t* w, int64_t 
     int64_t end = min_of(begin + kBlock, bytes), j = begin;
     Sums sums[m][2] = {};
     const int8_t* rows = x + begin / kChunk * kChunkColumns<is_int4>;
-    if constexpr (m == 1 && !is_int4) {  // a second chain of sums, as one waits for its latency
+    if constexpr (m == 1 && !is_int4) {  // more chains of sums, as one waits for its latency
+      Sums others[1][2] = {};
       for (; j + 2 * kChunk <= end; j += 2 * kChunk, rows += 2 * kChunk) {
         prefetch(w, j + 4096);
         prefetch(w, j + 4096 + kChunk);
-        Sums first[1][2] = {{sums[0][0], sums[0][1]}}, second[1][2] = {{sums[0][1], Sums{}}};
-        if constexpr (HEARTHLM_VNNI) {
-          add_chunk<false, 1>(first, w + j, rows, 0);
-          add_chunk<false, 1>(second, w + j + kChunk, rows + kChunk, 0);
-          sums[0][0] = first[0][0];
-          sums[0][1] = second[0][0];
-        } else {
-          add_chunk<false, 1>(sums, w + j, rows, 0);
-          add_chunk<false, 1>(sums, w + j + kChunk, rows + kChunk, 0);
-        }
+        add_chunk<false, 1>(sums, w + j, rows, 0);
+        add_chunk<false, 1>(others, w + j + kChunk, rows + kChunk, 0);
       }
+      acc[0] += static_cast<int64_t>(total(others[0][0])) + total(others[0][1]);
     }
     for (; j + kChunk <= end; j += kChunk, rows += kChunkColumns<is_int4>) {
       prefetch(w, j + 4096);
       add_chunk<is_int4, m>(sums, w + j, rows, stride);
     }
     if (j < end) {
-#if HEARTHLM_VNNI
-      __mmask64 mask = (__mmask64{1} << (end - j)) - 1;
-      add_chunk<is_int4, m>(sums, _mm512_maskz_loadu_epi8(mask, w + j), rows, stride);
-#else
       uint8_t last[kChunk] = {};
       memcpy(last, w + j, static_cast<size_t>(end - j));
       add_chunk<is_int4, m>(sums, last, rows, stride);
-#endif
     }
     for (int r = 0; r < m; r++) acc[r] += static_cast<int64_t>(total(sums[r][0])) + total(sums[r][1]);
   }
@@ -510,148 +319,30 @@ void arrange_rows(const void* context, int64_t begin, int64_t end, int) {
   }
 }
 
-#if HEARTHLM_VNNI
-// Many rows. 32 rows of weights are unpacked and transposed into a panel [steps][32][4] of unsigned bytes, a step being
-// 4 columns; activations lie in tiles [steps][tile rows][4]. A tile of sums, 12 rows by 32 columns, stays in registers.
+#if HEARTHLM_PANELS
+// Many rows. kPanelRows rows of weights are unpacked and transposed into a panel [steps][kPanelRows][kStep] of bytes, a
+// step being kStep columns; activations lie in tiles [steps][tile rows][kStep]. A tile of sums stays in registers. Of the
+// instruction set are kPanelRows and kStep; `tile_rows_at`, which cuts rows of activations, a multiple of kRowMultiple,
+// into tiles of kTileRows and then smaller ones; `fill_panel`; `add_tile`, which adds the products of a tile and a panel
+// to sums [tile rows][kPanelRows]; and kMinPanelRows, from which on unpacking pays.
 
-constexpr int64_t kPanelRows = 32;
-constexpr int64_t kTile = 12;
-constexpr int64_t kBlockChunks = 16;  // per panel in memory: 32 KiB for int8, 64 KiB for int4
-
-inline int64_t tile_rows_at(int64_t rows_left) { return rows_left >= kTile ? kTile : rows_left >= 4 ? 4 : 1; }
+constexpr int kSumsSlot = 2;
+constexpr int64_t kBlockChunks = 16;  // per panel in memory: at most 32 KiB for int8, 64 KiB for int4
 
 template <bool is_int4>
 void arrange_tiles(const void* context, int64_t begin, int64_t end, int worker) {
   const IntJob& job = *static_cast<const IntJob*>(context);
   int8_t* row = static_cast<int8_t*>(job.pool.scratch(worker, kPanelSlot, job.stride));
-  for (int64_t i = begin * kTile; i < min_of(end * kTile, job.m);) {
-    int64_t rows = tile_rows_at(job.m - i);
+  int64_t padded = round_up(job.m, kRowMultiple);
+  for (int64_t i = begin * kTileRows; i < min_of(end * kTileRows, padded);) {
+    int64_t rows = tile_rows_at(padded - i);
     int8_t* tile = const_cast<int8_t*>(job.x) + i * job.stride;
     for (int64_t r = 0; r < rows; r++) {
-      arrange_row<is_int4>(job.values + (i + r) * job.w.columns, job.w.columns, row);
-      for (int64_t s = 0; s < job.stride / 4; s++) memcpy(tile + (s * rows + r) * 4, row + 4 * s, 4);
+      if (i + r < job.m) arrange_row<is_int4>(job.values + (i + r) * job.w.columns, job.w.columns, row);
+      else memset(row, 0, static_cast<size_t>(job.stride));
+      for (int64_t s = 0; s < job.stride / kStep; s++) memcpy(tile + (s * rows + r) * kStep, row + s * kStep, kStep);
     }
     i += rows;
-  }
-}
-
-// out [16] = the transpose of 16 x 16 dwords.
-inline void transpose(const __m512i* in, __m512i* out) {
-  __m512i t[16], u[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(in[2 * i], in[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(in[2 * i], in[2 * i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    u[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    u[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    u[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    u[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  // u[4 i + c] holds column 4 q + c of rows 4 i to 4 i + 3 in its quarter q.
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; c++) {
-    __m512i a = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), b = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
-    __m512i d = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), e = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
-    out[c] = _mm512_shuffle_i32x4(a, b, 0x88);
-    out[8 + c] = _mm512_shuffle_i32x4(a, b, 0xdd);
-    out[4 + c] = _mm512_shuffle_i32x4(d, e, 0x88);
-    out[12 + c] = _mm512_shuffle_i32x4(d, e, 0xdd);
-  }
-}
-
-inline void store_steps(const __m512i* rows, uint8_t* out) {
-  __m512i steps[16];
-  transpose(rows, steps);
-#pragma GCC unroll 16
-  for (int s = 0; s < 16; s++) _mm512_storeu_si512(out + s * kPanelRows * 4, steps[s]);
-}
-
-// Chunks [begin, end) of the rows from `first` on; rows past the last are zero.
-template <bool is_int4>
-void fill_panel(const Matrix& w, int64_t first, int64_t begin, int64_t end, uint8_t* panel) {
-  int64_t bytes = row_bytes(w);
-  const __m512i mask = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(-128);
-  for (int64_t chunk = begin; chunk < end; chunk++) {
-    int64_t left = bytes - chunk * kChunk;
-    __mmask64 valid = left >= kChunk ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
-    for (int64_t half = 0; half < kPanelRows; half += 16) {
-      __m512i in[16], part[16];
-#pragma GCC unroll 16
-      for (int64_t r = 0; r < 16; r++) {
-        int64_t n = first + half + r;
-        in[r] = n < w.rows ? _mm512_maskz_loadu_epi8(valid, row_of(w, n) + chunk * kChunk) : _mm512_setzero_si512();
-      }
-      if constexpr (is_int4) {
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) part[r] = _mm512_and_si512(in[r], mask);
-        store_steps(part, panel + half * 4);
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) part[r] = _mm512_and_si512(_mm512_srli_epi16(in[r], 4), mask);
-        store_steps(part, panel + half * 4 + 16 * kPanelRows * 4);
-      } else {
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) part[r] = _mm512_xor_si512(in[r], sign);
-        store_steps(part, panel + half * 4);
-      }
-    }
-    panel += kChunkColumns<is_int4> * kPanelRows;
-  }
-}
-
-// acc += w * the 4 activations at p, in every lane. The compiler spills intrinsics' accumulators to the stack.
-#define HEARTHLM_DOT(acc, w, p) asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(p)))
-
-// sums [12][32] += over `steps`; x [steps][12][4].
-void int_tile12(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
-#define HEARTHLM_ROWS(f) f(0) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11)
-#define HEARTHLM_LOAD(r)                                \
-  __m512i a##r = _mm512_loadu_si512(sums + r * 32),     \
-          b##r = _mm512_loadu_si512(sums + r * 32 + 16);
-#define HEARTHLM_STEP(r)        \
-  HEARTHLM_DOT(a##r, u, p + r); \
-  HEARTHLM_DOT(b##r, v, p + r);
-#define HEARTHLM_STORE(r)                       \
-  _mm512_storeu_si512(sums + r * 32, a##r);     \
-  _mm512_storeu_si512(sums + r * 32 + 16, b##r);
-  typedef int32_t Step __attribute__((aligned(1), may_alias));
-  const Step* p = reinterpret_cast<const Step*>(x);
-  HEARTHLM_ROWS(HEARTHLM_LOAD)
-  for (int64_t s = 0; s < steps; s++, p += kTile, panel += kPanelRows * 4) {
-    __m512i u = _mm512_loadu_si512(panel), v = _mm512_loadu_si512(panel + 64);
-    HEARTHLM_ROWS(HEARTHLM_STEP)
-  }
-  HEARTHLM_ROWS(HEARTHLM_STORE)
-#undef HEARTHLM_ROWS
-#undef HEARTHLM_LOAD
-#undef HEARTHLM_STEP
-#undef HEARTHLM_STORE
-}
-
-template <int m>
-void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
-  __m512i acc[m][2];
-#pragma GCC unroll 4
-  for (int r = 0; r < m; r++) {
-    acc[r][0] = _mm512_loadu_si512(sums + r * 32);
-    acc[r][1] = _mm512_loadu_si512(sums + r * 32 + 16);
-  }
-  for (int64_t s = 0; s < steps; s++, x += 4 * m, panel += kPanelRows * 4) {
-    __m512i u = _mm512_loadu_si512(panel), v = _mm512_loadu_si512(panel + 64);
-#pragma GCC unroll 4
-    for (int r = 0; r < m; r++) {
-      int32_t four;
-      memcpy(&four, x + 4 * r, 4);
-      acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], u, _mm512_set1_epi32(four));
-      acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], v, _mm512_set1_epi32(four));
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < m; r++) {
-    _mm512_storeu_si512(sums + r * 32, acc[r][0]);
-    _mm512_storeu_si512(sums + r * 32 + 16, acc[r][1]);
   }
 }
 
@@ -675,24 +366,21 @@ inline void finish_row(const IntJob& job, const int32_t* sums, int64_t i, int64_
 template <bool is_int4>
 void int_panels(const void* context, int64_t begin, int64_t end, int worker) {
   const IntJob& job = *static_cast<const IntJob*>(context);
-  int64_t chunks = chunks_of(job.w);
+  int64_t chunks = chunks_of(job.w), padded = round_up(job.m, kRowMultiple);
   auto* panel = static_cast<uint8_t*>(
       job.pool.scratch(worker, kPanelSlot, kBlockChunks * kChunkColumns<is_int4> * kPanelRows));
-  auto* sums = static_cast<int32_t*>(job.pool.scratch(worker, kSumsSlot, job.m * kPanelRows * 4));
+  auto* sums = static_cast<int32_t*>(job.pool.scratch(worker, kSumsSlot, padded * kPanelRows * 4));
   for (int64_t p = begin; p < end; p++) {
     int64_t first = p * kPanelRows;
-    memset(sums, 0, static_cast<size_t>(job.m * kPanelRows * 4));
+    memset(sums, 0, static_cast<size_t>(padded * kPanelRows * 4));
     for (int64_t chunk = 0; chunk < chunks; chunk += kBlockChunks) {
       int64_t chunk_end = min_of(chunk + kBlockChunks, chunks);
-      int64_t steps = (chunk_end - chunk) * kChunkColumns<is_int4> / 4;
+      int64_t steps = (chunk_end - chunk) * kChunkColumns<is_int4> / kStep;
       fill_panel<is_int4>(job.w, first, chunk, chunk_end, panel);
-      for (int64_t i = 0; i < job.m;) {
-        int64_t rows = tile_rows_at(job.m - i);
+      for (int64_t i = 0; i < padded;) {
+        int64_t rows = tile_rows_at(padded - i);
         const int8_t* x = job.x + i * job.stride + chunk * kChunkColumns<is_int4> * rows;
-        int32_t* tile = sums + i * kPanelRows;
-        if (rows == kTile) int_tile12(x, panel, steps, tile);
-        else if (rows == 4) int_tile<4>(x, panel, steps, tile);
-        else int_tile<1>(x, panel, steps, tile);
+        add_tile(rows, x, panel, steps, sums + i * kPanelRows);
         i += rows;
       }
     }
@@ -700,21 +388,19 @@ void int_panels(const void* context, int64_t begin, int64_t end, int worker) {
     for (int64_t i = 0; i < job.m; i++) finish_row<is_int4>(job, sums + i * kPanelRows, i, first, columns);
   }
 }
-
-constexpr int64_t kMinPanelRows = 8;  // of activations: from here on unpacking pays
 #endif
 
 template <bool is_int4>
 void run_int(IntJob& job) {
-  int8_t* arranged = static_cast<int8_t*>(job.pool.scratch(0, kRowsSlot, job.m * job.stride + 1));
-  job.x = arranged;
-#if HEARTHLM_VNNI
+#if HEARTHLM_PANELS
   if (job.m >= kMinPanelRows && job.w.columns <= kMaxColumns) {
-    job.pool.run((job.m + kTile - 1) / kTile, 4, arrange_tiles<is_int4>, &job);
+    job.x = static_cast<int8_t*>(job.pool.scratch(0, kRowsSlot, round_up(job.m, kRowMultiple) * job.stride + 1));
+    job.pool.run((job.m + kTileRows - 1) / kTileRows, 4, arrange_tiles<is_int4>, &job);
     job.pool.run((job.w.rows + kPanelRows - 1) / kPanelRows, 1, int_panels<is_int4>, &job);
     return;
   }
 #endif
+  job.x = static_cast<int8_t*>(job.pool.scratch(0, kRowsSlot, job.m * job.stride + 1));
   job.pool.run(job.m, 16, arrange_rows<is_int4>, &job);
   job.pool.run(job.w.rows, stream_grain(job.w, job.pool.threads()) / ((job.m + 3) / 4) + 1, int_columns<is_int4>, &job);
 }

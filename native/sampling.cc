@@ -42,6 +42,10 @@ inline bool any_above(const float* p, float limit) {
                               _mm256_or_ps(_mm256_cmp_ps(load(p + 2 * kLanes), bound, _CMP_GT_OQ),
                                            _mm256_cmp_ps(load(p + 3 * kLanes), bound, _CMP_GT_OQ)));
   return _mm256_movemask_ps(above) != 0;
+#elif HEARTHLM_NEON
+  IntVec above = (load(p) > bound) | (load(p + kLanes) > bound) | (load(p + 2 * kLanes) > bound) |
+                 (load(p + 3 * kLanes) > bound);
+  return vmaxvq_u32(vreinterpretq_u32_s32(above)) != 0;
 #else
   IntVec above = (load(p) > bound) | (load(p + kLanes) > bound) | (load(p + 2 * kLanes) > bound) |
                  (load(p + 3 * kLanes) > bound);

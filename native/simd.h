@@ -5,10 +5,15 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
+#if defined(__aarch64__) && !defined(HEARTHLM_PORTABLE)
+#define HEARTHLM_NEON 1
+#else
+#define HEARTHLM_NEON 0
+#endif
+#if HEARTHLM_NEON
 #include <arm_neon.h>
+#elif defined(__x86_64__)
+#include <immintrin.h>
 #endif
 
 namespace {
@@ -20,6 +25,11 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
@@ -27,11 +37,11 @@ typedef float UnalignedVec __attribute__((vector_size(4 * kLanes), aligned(4), m
 typedef int32_t UnalignedIntVec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 template <class T>
-inline T min_of(T a, T b) {
+constexpr T min_of(T a, T b) {
   return a < b ? a : b;
 }
 template <class T>
-inline T max_of(T a, T b) {
+constexpr T max_of(T a, T b) {
   return a > b ? a : b;
 }
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -80,7 +90,7 @@ inline Vec fma(Vec a, Vec b, Vec c) {
   return _mm512_fmadd_ps(a, b, c);
 #elif defined(__FMA__)
   return _mm256_fmadd_ps(a, b, c);
-#elif defined(__aarch64__)
+#elif HEARTHLM_NEON
   return vfmaq_f32(c, a, b);
 #else
   return a * b + c;
@@ -123,7 +133,7 @@ inline Vec load_half(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__F16C__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#elif defined(__aarch64__)
+#elif HEARTHLM_NEON
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
   IntVec bits = {p[0], p[1], p[2], p[3]};
@@ -165,6 +175,8 @@ inline void store_half(uint16_t* p, Vec v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif HEARTHLM_NEON
+  vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
 #else
   for (int i = 0; i < kLanes; i++) p[i] = to_half(v[i]);
 #endif

@@ -1,6 +1,6 @@
 #include "thread_pool.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <atomic>
 #include <chrono>
@@ -25,6 +25,10 @@ inline void pause() {
 #endif
 }
 
+// How many forks lie between the first process and this one.
+std::atomic<int> forks{0};
+void count_fork() { forks.fetch_add(1, std::memory_order_relaxed); }
+
 struct alignas(64) Scratch {
   void* data[ThreadPool::kSlots] = {};
   int64_t bytes[ThreadPool::kSlots] = {};
@@ -48,9 +52,9 @@ struct ThreadPool::State {
   std::condition_variable wake;
   std::atomic<int> sleepers{0};
   std::atomic<bool> stop{false};
-  int threads = 1;
+  const int threads;
   bool started = false, closed = false;
-  pid_t process = 0;  // the one that the workers live in
+  int born_after = forks.load(std::memory_order_relaxed);  // forks: the process that the workers live in
   std::vector<std::thread> workers;
   std::vector<Scratch> scratch;
 
@@ -100,12 +104,13 @@ struct ThreadPool::State {
            (static_cast<uint32_t>(seen >> 32) != finished_job && static_cast<uint32_t>(seen) != kClosed);
   }
 
-  // A forked child has a copy of this, but no workers, and locks that nobody will open.
-  bool is_copy() const { return started && process != getpid(); }
+  explicit State(int threads) : threads(threads), scratch(static_cast<size_t>(threads)) {}
+
+  // A forked child has a copy of this, but no workers, and perhaps locks that nobody will open.
+  bool is_copy() const { return born_after != forks.load(std::memory_order_relaxed); }
 
   void start() {
     started = true;
-    process = getpid();
     for (int worker = 1; worker < threads; worker++) {
       try {
         workers.emplace_back([this, worker] { work(worker); });
@@ -116,9 +121,21 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int threads) : state_(new State) {
-  state_->threads = threads;
-  state_->scratch.resize(static_cast<size_t>(threads));
+ThreadPool::ThreadPool(int threads) {
+  static const int registered = pthread_atfork(nullptr, nullptr, count_fork);
+  (void)registered;
+  state_ = new State(threads);
+}
+
+// The state, in a forked child a new one: of the old one nothing can be used, not even freed.
+ThreadPool::State& ThreadPool::state() {
+  State* current = __atomic_load_n(&state_, __ATOMIC_ACQUIRE);
+  if (!current->is_copy()) return *current;
+  State* fresh = new State(current->threads);
+  fresh->closed = current->closed;
+  if (__atomic_compare_exchange_n(&state_, &current, fresh, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) return *fresh;
+  delete fresh;  // another thread of the child was first
+  return *current;
 }
 
 ThreadPool::~ThreadPool() {
@@ -131,12 +148,12 @@ ThreadPool::~ThreadPool() {
 }
 
 int ThreadPool::threads() const { return state_->threads; }
-void ThreadPool::lock() { state_->turn.lock(); }
-bool ThreadPool::try_lock() { return state_->turn.try_lock(); }
+void ThreadPool::lock() { state().turn.lock(); }
+bool ThreadPool::try_lock() { return state().turn.try_lock(); }
 void ThreadPool::unlock() { state_->turn.unlock(); }
 
 void ThreadPool::run(int64_t count, int64_t grain, Part part, const void* context) {
-  State& s = *state_;
+  State& s = state();
   if (count <= 0) return;
   if (grain < 1) grain = 1;
   int64_t parts = (count + grain - 1) / grain;
@@ -188,8 +205,7 @@ void* ThreadPool::scratch(int worker, int slot, int64_t bytes) {
 }
 
 void ThreadPool::close() {
-  State& s = *state_;
-  if (s.is_copy()) return;
+  State& s = state();
   std::lock_guard<std::mutex> turn(s.turn);
   if (s.closed) return;
   s.closed = true;

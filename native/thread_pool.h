@@ -7,7 +7,8 @@ namespace hearthlm {
 
 // `threads` - 1 workers and the caller. Workers start with the first shared call, spin briefly after each and then
 // sleep. A caller never waits for a worker that has not taken a part, so a worker that the system does not schedule
-// costs nothing. Which thread computes which part is left to chance: parts must not depend on it.
+// costs nothing. A forked child has a copy without workers, and starts its own. Which thread computes which part is left
+// to chance: parts must not depend on it.
 class ThreadPool {
  public:
   // Computes items [begin, end). `worker` is in [0, threads).
@@ -32,11 +33,12 @@ class ThreadPool {
   static constexpr int kSlots = 3;
   void* scratch(int worker, int slot, int64_t bytes);
 
-  // Ends the workers; the caller works alone from then on. Of its copy, a forked child can only close and destroy it.
+  // Ends the workers; the caller works alone from then on.
   void close();
 
  private:
   struct State;
+  State& state();
   State* state_;
 };
 

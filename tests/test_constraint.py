@@ -51,7 +51,7 @@ def options(response_format: Any, **changes: Any) -> LlmInferenceSessionOptions:
 
 
 def compiler(llm: LlmInference) -> ConstraintCompiler:
-    return ConstraintCompiler(llm.tokenizer, llm.info.architecture.vocab_size, llm.info.stop_ids)
+    return ConstraintCompiler(llm.tokenizer, llm.vocab_size, llm.stop_ids)
 
 
 def matcher(llm: LlmInference, response_format: Any, *, at_start: bool = False) -> Matcher:
@@ -87,7 +87,7 @@ def test_a_regular_expression_is_followed_to_its_end(llm: LlmInference) -> None:
 
 
 def test_an_answer_that_begins_a_text_keeps_its_form(llm: LlmInference) -> None:
-    start = llm.info.start_id
+    start = llm.start_id
     assert start is not None
     for pattern in ("[a-z]{3} [a-z]{3}!", " [0-9]{2}"):
         for seed in range(4):
@@ -99,7 +99,7 @@ def test_an_answer_that_begins_a_text_keeps_its_form(llm: LlmInference) -> None:
 def test_special_tokens_are_never_allowed_and_stop_tokens_exactly_where_it_may_end(llm: LlmInference) -> None:
     follower = matcher(llm, regex_format("a{1,3}"))
     special = [i for i in range(llm.tokenizer.vocab_size) if llm.tokenizer.is_special(i)]
-    stops = list(llm.info.stop_ids)
+    stops = list(llm.stop_ids)
     others = [i for i in special if i not in stops]
     assert stops
     assert others

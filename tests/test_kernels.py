@@ -9,24 +9,42 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pytest
+from kernel_cases import (
+    ACTIVATIONS,
+    ALL_TYPES,
+    FLOAT_TYPES,
+    HEAD_DIM,
+    INTEGER_TYPES,
+    Sequences,
+    adapter,
+    factor,
+    floats,
+    matrix,
+    misaligned,
+    quantised,
+    stored_as,
+)
 from numpy.typing import NDArray
 
 from hearthlm import kernels
-from hearthlm.kernels import BlockTable, CacheBatch, Kernels, QuantizedRows, ThreadPool, reference
+from hearthlm.kernels import (
+    BlockTable,
+    CacheBatch,
+    Kernels,
+    LoraFactors,
+    LoraRows,
+    QuantizedRows,
+    ThreadPool,
+    reference,
+)
 from hearthlm.kernels.interface import Activation, Floats
-from hearthlm.quantization import WeightMatrix, WeightType, float32_to_bfloat16, pack_int4
+from hearthlm.quantization import WeightMatrix, WeightType
 
 native = pytest.importorskip("hearthlm.kernels.native")
-
-FLOAT_TYPES: tuple[WeightType, ...] = ("float32", "float16", "bfloat16")
-INTEGER_TYPES: tuple[WeightType, ...] = ("int8", "int4")
-ALL_TYPES = FLOAT_TYPES + INTEGER_TYPES
-ACTIVATIONS: tuple[Activation, ...] = ("gelu_tanh", "gelu", "silu", "relu")
 
 
 @pytest.fixture(scope="module", params=native.instruction_sets())
@@ -44,46 +62,6 @@ def pool() -> Iterator[ThreadPool]:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
-
-
-def floats(rng: np.random.Generator, *shape: int) -> Floats:
-    """Return random float32 values at an address that no vector register likes."""
-    size = math.prod(shape)
-    return misaligned(rng.standard_normal(size, dtype=np.float32).reshape(shape))
-
-
-def misaligned(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a copy that starts one element past an aligned address and ends where its memory ends."""
-    memory = np.empty(array.size + 1, array.dtype)
-    memory[1:] = array.ravel()
-    return memory[1:].reshape(array.shape)
-
-
-def matrix(rng: np.random.Generator, dtype: WeightType, n: int, k: int, zero_points: bool = False) -> WeightMatrix:
-    if dtype in FLOAT_TYPES:
-        values = rng.standard_normal((n, k), dtype=np.float32)
-        stored: NDArray[Any] = float32_to_bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
-        return WeightMatrix(dtype, (n, k), misaligned(stored))
-    limit = 128 if dtype == "int8" else 8
-    q = rng.integers(-limit, limit, (n, k)).astype(np.int8)
-    scales = floats(rng, n)
-    zeros = misaligned(rng.integers(-limit, limit, n).astype(np.float32) + np.float32(0.25)) if zero_points else None
-    return WeightMatrix(dtype, (n, k), misaligned(stored_as(dtype, q, rng)), scales, zeros)
-
-
-def stored_as(dtype: WeightType, q: NDArray[np.int8], rng: np.random.Generator) -> NDArray[Any]:
-    """Return q as it lies in a matrix, with anything at all in the unused nibble of an odd row."""
-    if dtype == "int8":
-        return q
-    packed = pack_int4(q)
-    if q.shape[1] % 2:
-        packed[:, -1] = (packed[:, -1] & 15) | (rng.integers(0, 16, len(q)).astype(np.uint8) << np.uint8(4))
-    return packed
-
-
-def quantised(rng: np.random.Generator, m: int, k: int) -> QuantizedRows:
-    values = misaligned(rng.integers(-127, 128, (m, k)).astype(np.int8))
-    return QuantizedRows(values, floats(rng, m), values.sum(axis=1, dtype=np.int32))
 
 
 def assert_same_bits(got: NDArray[Any], expected: NDArray[Any]) -> None:
@@ -205,6 +183,43 @@ def test_a_read_only_weight_is_read(k: Kernels, pool: ThreadPool, rng: np.random
     assert_same_bits(k.linear(x, w, None, pool), reference.linear(x, w, None, pool))
 
 
+# ---- Adapters ----
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+def test_adapters_of_any_rank_add_what_the_reference_adds(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator, dtype: WeightType
+) -> None:
+    sizes = [(1, rank, c, 67 - c) for rank in (1, 3, 16) for c in range(1, 67)]
+    sizes += [(m, rank, 40, 530) for m in range(1, 10) for rank in (1, 2, 5)] + [(33, 64, 1152, 1030), (2, 130, 7, 5)]
+    for m, rank, columns, n in sizes:
+        x, y = floats(rng, m, columns), floats(rng, m, n)
+        adapted = [LoraRows(0, m, adapter(rng, dtype, rank, columns, n))]
+        expected = y.copy()
+        reference.lora_add(x, adapted, expected, pool)
+        k.lora_add(x, adapted, y, pool)
+        atol = 2e-7 * (rank * columns) ** 0.5 * np.max(np.abs(expected))
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=atol)
+
+
+def test_an_adapted_row_does_not_depend_on_the_other_rows_their_adapters_or_the_threads(
+    k: Kernels, rng: np.random.Generator
+) -> None:
+    x, y = floats(rng, 17, 77), floats(rng, 17, 1100)
+    some, other = adapter(rng, "float16", 5, 77, 1100), adapter(rng, "float32", 16, 77, 1100)
+    with ThreadPool(1) as one, ThreadPool(3) as three:
+        single = [{f: y[i : i + 1].copy() for f in (some, other)} for i in range(17)]
+        for i, rows in enumerate(single):
+            for factors, row in rows.items():
+                k.lora_add(np.ascontiguousarray(x[i : i + 1]), [LoraRows(0, 1, factors)], row, one)
+        for pool in (one, three):
+            got = y.copy()
+            k.lora_add(x, [LoraRows(0, 6, some), LoraRows(7, 15, other), LoraRows(16, 17, some)], got, pool)
+            for i in range(17):
+                factors = some if i < 6 or i == 16 else other
+                assert_same_bits(got[i : i + 1], y[i : i + 1] if i in (6, 15) else single[i][factors])
+
+
 # ---- Element by element ----
 
 
@@ -286,32 +301,6 @@ def test_not_a_number_stays_one_and_infinity_saturates(k: Kernels, pool: ThreadP
 
 
 # ---- Attention ----
-
-HEAD_DIM = 40
-
-
-class Sequences:
-    """Hold the caches of several sequences and make batches of any rows of them."""
-
-    def __init__(
-        self, lengths: list[int], kv_heads: int, head_dim: int = HEAD_DIM, block_size: int = 5, dtype: str = "float32"
-    ) -> None:
-        self.block_size, self.dtype = block_size, np.dtype(dtype)
-        self.blocks: list[list[NDArray[Any] | None]] = [
-            [np.full((2, 2, kv_heads, block_size, head_dim), np.nan, self.dtype) for _ in range(-(-n // block_size))]
-            for n in lengths
-        ]
-
-    def every_block(self) -> list[NDArray[Any]]:
-        return [block for table in self.blocks for block in table if block is not None]
-
-    def batch(self, rows: list[tuple[int, int, int]]) -> CacheBatch:
-        """Return positions [first, end) of each (sequence, first, end)."""
-        return CacheBatch(
-            [0, *accumulate(end - first for _, first, end in rows)],
-            [first for _, first, _ in rows],
-            [BlockTable(self.blocks[i], self.block_size, self.dtype) for i, _, _ in rows],
-        )
 
 
 @pytest.mark.parametrize("cache_dtype", ["float32", "float16"])
@@ -608,6 +597,14 @@ def test_nothing_is_read_past_the_end_of_weights_or_activations(
                     rows.values = activations.copy(rows.values)
                     assert_same_bits(k.linear(rows, guarded, None, pool), expected)
         x = activations.copy(floats(rng, 1, columns))
+        for dtype in FLOAT_TYPES:
+            down, up = matrix(rng, dtype, 3, columns), matrix(rng, dtype, 3, columns)
+            guarded_down = WeightMatrix(dtype, down.shape, weights.copy(down.data))
+            guarded_up = WeightMatrix(dtype, up.shape, out.copy(up.data))
+            got, expected = x.copy(), x.copy()
+            k.lora_add(x, [LoraRows(0, 1, LoraFactors(down, up, 1.0))], expected, pool)
+            k.lora_add(x, [LoraRows(0, 1, LoraFactors(guarded_down, guarded_up, 1.0))], got, pool)
+            assert_same_bits(got, expected)
         k.quantize_rows(x, pool)
         k.rms_norm(x, weights.copy(x[0]), 1e-6, pool)
         k.layer_norm(x, weights.copy(x[0]), out.copy(x[0]), 1e-6, pool)
@@ -632,14 +629,6 @@ def test_nothing_is_read_past_the_end_of_weights_or_activations(
 
 
 # ---- Rounding ----
-
-
-def factor(rng: np.random.Generator, size: int) -> Floats:
-    u = np.triu(rng.standard_normal((size, size), dtype=np.float32) * np.float32(0.3))
-    u[np.diag_indices(size)] = rng.uniform(0.5, 2, size)
-    below = np.tril_indices(size, -1)
-    u[below] = np.nan  # must not be looked at
-    return misaligned(u)
 
 
 @pytest.mark.parametrize(("lowest", "highest"), [(-8, 7), (-128, 127)])
@@ -701,6 +690,17 @@ def test_both_refuse_what_does_not_fit(k: Kernels, pool: ThreadPool, rng: np.ran
             kernel.linear(x, w, floats(rng, 4), pool)
         with pytest.raises(ValueError, match="int8 or int4"):
             kernel.linear(kernel.quantize_rows(x, pool), matrix(rng, "float32", 3, 8), None, pool)
+        y = floats(rng, 2, 3)
+        for begin, end, columns, n, match in (
+            (0, 3, 8, 3, "rows"),
+            (-1, 1, 8, 3, "rows"),
+            (0, 1, 7, 3, "factors"),
+            (0, 1, 8, 4, "factors"),
+        ):
+            with pytest.raises(ValueError, match=f"adapted: expected {match}"):
+                kernel.lora_add(x, [LoraRows(begin, end, adapter(rng, "float32", 2, columns, n))], y, pool)
+        with pytest.raises(ValueError, match="float types"):
+            kernel.lora_add(x, [LoraRows(0, 1, adapter(rng, "int8", 2, 8, 3))], y, pool)
         with pytest.raises(ValueError, match="ids: expected 0 to 2, got -1 to 3"):
             kernel.embed_rows(np.array([-1, 3], np.int32), w, 1.0)
         with pytest.raises(ValueError, match="ids"):

@@ -17,10 +17,12 @@ import hearthlm
 from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSession, LlmInferenceSessionOptions
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.formats.weights_bin import WeightsBin
+from hearthlm.kernels import LoraFactors
 from hearthlm.models import FAMILIES, read_config
 from hearthlm.models.model_types import MODEL_TYPES
-from hearthlm.quantization import dequantize
-from hearthlm.runtime.lora import LoraAdapter, open_adapter, write_lora_bin
+from hearthlm.quantization import bfloat16_to_float32, dequantize, float32_to_bfloat16
+from hearthlm.runtime import transformer
+from hearthlm.runtime.lora import Adapter, LoraAdapter, open_adapter, write_lora_bin
 from hearthlm.runtime.model import Model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,6 +45,11 @@ def draw_adapter(name: str, seed: int = 0, rank: int = 4) -> dict[str, NDArray[n
                 tensors[f"{module}.lora_A.weight"] = down.astype(np.float32)
                 tensors[f"{module}.lora_B.weight"] = generator.normal(0, 0.3, (out, rank)).astype(np.float32)
     return tensors
+
+
+def up_of(factors: LoraFactors) -> NDArray[np.float32]:
+    """Return B times the scale, [out, rank]."""
+    return dequantize(factors.up_transposed).T * np.float32(factors.scale)
 
 
 def write_adapter(folder: Path, tensors: dict[str, NDArray[np.float32]], **settings: Any) -> Path:
@@ -108,8 +115,8 @@ def test_files_of_mediapipe_hold_the_adapter_that_they_were_made_from(
             key = f"base_model.model.model.layers.{layer}.self_attn.{parts[part]}_proj.lora_{{}}.weight"
         wanted_down, wanted_up = stored[key.format("A")], stored[key.format("B")]
         kept = np.float32 if names == "renamed" else np.float16
-        np.testing.assert_array_equal(factors.down.data, wanted_down.astype(kept).astype(np.float32))
-        np.testing.assert_array_equal(factors.up.data, wanted_up.astype(kept).astype(np.float32))
+        np.testing.assert_array_equal(dequantize(factors.down), wanted_down.astype(kept).astype(np.float32))
+        np.testing.assert_array_equal(up_of(factors), wanted_up.astype(kept).astype(np.float32))
     assert len(adapter.factors) == 4 * len({role.split(".")[1] for role in adapter.factors})
 
 
@@ -126,7 +133,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlmInference]:
         yield model
 
 
-def greedy(llm: LlmInference, ids: list[int], lora: LoraAdapter | None, count: int = 12) -> list[int]:
+def greedy(llm: LlmInference, ids: list[int], lora: Adapter | None, count: int = 12) -> list[int]:
     from hearthlm.runtime.sampler import Sampler
     from hearthlm.runtime.session import Session
 
@@ -142,7 +149,7 @@ def test_several_adapters_serve_side_by_side_and_prefixes_are_not_mixed(
     from hearthlm.runtime.sampler import Sampler
     from hearthlm.runtime.session import Session
 
-    loaded: list[LoraAdapter | None] = [None, *(llm.load_lora(path) for path in adapters)]
+    loaded: list[Adapter | None] = [None, *(llm.load_lora(path) for path in adapters)]
     ids = random_ids(CONFIGS["gemma_mqa"], 40)
     alone = [greedy(llm, ids, lora) for lora in loaded]
     assert len({tuple(answer) for answer in alone}) == 3
@@ -157,6 +164,16 @@ def test_several_adapters_serve_side_by_side_and_prefixes_are_not_mixed(
             got.append(token)
         stream.close()
         assert got == wanted
+
+
+def test_recorded_steps_add_what_an_adapter_adds_call_by_call(
+    llm: LlmInference, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = random_ids(CONFIGS["gemma_mqa"], 30)
+    loaded: list[Adapter | None] = [None, *(llm.load_lora(path) for path in adapters)]
+    recorded = [greedy(llm, ids, lora) for lora in loaded]
+    monkeypatch.setattr(transformer, "MAX_RECORDED_ROWS", 0)
+    assert [greedy(llm, ids, lora) for lora in loaded] == recorded
 
 
 def test_an_adapter_on_quantised_weights_changes_calls_that_ask_for_it(tmp_path: Path) -> None:
@@ -227,7 +244,9 @@ def test_a_setting_that_changes_the_result_and_is_not_understood_is_refused(
 def test_settings_of_scale_are_obeyed(llm: LlmInference, tmp_path: Path) -> None:
     tensors = draw_adapter("gemma_mqa")
     role = "layers.0.attention.query"
-    plain = llm.load_lora(write_adapter(tmp_path / "a", tensors)).factors[role].up.data
+    plain_adapter = llm.load_lora(write_adapter(tmp_path / "a", tensors))
+    assert isinstance(plain_adapter, LoraAdapter)
+    plain = plain_adapter.factors[role]
     for settings, factor in (
         ({"lora_alpha": 4}, 0.5),
         ({"use_rslora": True}, 2.0),
@@ -235,7 +254,8 @@ def test_settings_of_scale_are_obeyed(llm: LlmInference, tmp_path: Path) -> None
         ({"alpha_pattern": {"layers.0.self_attn.q_proj": 2}, "rank_pattern": {"q_proj": 4}, "r": 4}, 0.25),
     ):
         adapter = llm.load_lora(write_adapter(tmp_path / "b", tensors, **settings))
-        assert np.allclose(adapter.factors[role].up.data, plain * factor)
+        assert isinstance(adapter, LoraAdapter)
+        assert np.allclose(up_of(adapter.factors[role]), up_of(plain) * factor)
 
 
 def test_what_does_not_fit_is_named(llm: LlmInference, tmp_path: Path) -> None:
@@ -282,6 +302,24 @@ def test_an_adapter_is_what_peft_computes(name: str, tmp_path: Path) -> None:
         assert np.abs(llm.token_logprobs(ids) - wanted).max() < 1e-3
 
 
+def test_factors_take_16_bits_where_that_loses_nothing(llm: LlmInference, tmp_path: Path) -> None:
+    role = "layers.0.attention.query"
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    tensors = draw_adapter("gemma_mqa")
+    down, up = (tensors[name.format(side)] for side in "AB")
+    down[0, 0] = 2.0**-40  # not in float16
+    bits = float32_to_bfloat16(down)
+    halves = np.round(down, 1).astype(np.float16)
+    for half, kept in ((halves, halves.astype(np.float32)), (bits, bfloat16_to_float32(bits)), (down, down)):
+        tensors[name.format("A")] = kept
+        adapter = llm.load_lora(write_adapter(tmp_path / str(half.dtype), tensors, lora_alpha=3))
+        assert isinstance(adapter, LoraAdapter)
+        factors = adapter.factors[role]
+        assert factors.down.data.dtype == half.dtype
+        np.testing.assert_array_equal(dequantize(factors.down), kept)
+        np.testing.assert_array_equal(dequantize(factors.up_transposed).T, up)
+
+
 @pytest.mark.parametrize(("name", "type_name"), [("gemma_mqa", "GEMMA_2B"), ("phi_parallel", "PHI_2")])
 def test_a_written_adapter_is_read_back_and_has_mediapipes_names(name: str, type_name: str, tmp_path: Path) -> None:
     """Of the attention's output MediaPipe's runtime swaps the names for Gemma alone: found by asking it."""
@@ -292,9 +330,9 @@ def test_a_written_adapter_is_read_back_and_has_mediapipes_names(name: str, type
     write_lora_bin(path, adapter, family, LlmParameters(), model_type, tokenizer=None)
     read = open_adapter(path, family, architecture)
     for role, factors in adapter.factors.items():
-        np.testing.assert_allclose(read.factors[role].down.data, factors.down.data, rtol=1e-3, atol=1e-6)
-        np.testing.assert_allclose(read.factors[role].up.data, factors.up.data, rtol=1e-3, atol=1e-6)
-    up = adapter.factors["layers.0.attention.output"].up.data
+        np.testing.assert_allclose(dequantize(read.factors[role].down), dequantize(factors.down), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(up_of(read.factors[role]), up_of(factors), rtol=1e-3, atol=1e-6)
+    up = up_of(adapter.factors["layers.0.attention.output"])
     side = "left" if family.name == "gemma" else "right"
     with WeightsBin.open(path) as file:
         stored = file.matrix(f"params.lm.transformer.x_layers_0.self_attention.post.w_prime_{side}", (len(up), 4))

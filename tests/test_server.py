@@ -370,7 +370,7 @@ def test_a_client_that_leaves_frees_its_slot() -> None:
 
 def _never_stop() -> dict[str, float]:
     with hearthlm.LlmInference.create_from_model_path(model_path()) as llm:
-        return {str(i): -100.0 for i in llm.info.stop_ids}
+        return {str(i): -100.0 for i in llm.stop_ids}
 
 
 def test_langchain_gets_an_answer_through_a_chain(server: ServerProcess) -> None:

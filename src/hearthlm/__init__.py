@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hearthlm import bundler
+    from hearthlm import batch, bundler, exporter, repacker
     from hearthlm.answer import GenerationResult, ResponseIncrement
     from hearthlm.errors import (
         BundleError,
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     )
     from hearthlm.llm_inference import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
     from hearthlm.llm_inference_session import LlmInferenceSession
+    from hearthlm.machine_info import MachineInfo, MachineLimits, inspect_machine, measure_machine
+    from hearthlm.memory_estimate import MemoryEstimate, estimate_memory
     from hearthlm.model_info import FileInfo, ModelInfo, inspect_file, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
-    from hearthlm.runtime.lora import LoraAdapter
+    from hearthlm.runtime.lora import Adapter
     from hearthlm.runtime.sampler import TokenLogprobs
     from hearthlm.tool_calls import ToolCall, ToolCallReader
 
@@ -46,7 +48,10 @@ _HOMES = {
     "LlmInferenceOptions": "llm_inference",
     "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
-    "LoraAdapter": "runtime.lora",
+    "Adapter": "runtime.lora",
+    "MachineInfo": "machine_info",
+    "MachineLimits": "machine_info",
+    "MemoryEstimate": "memory_estimate",
     "ModelFormatError": "errors",
     "ModelInfo": "model_info",
     "PromptTemplate": "models.family",
@@ -64,12 +69,15 @@ _HOMES = {
     "TruncatedFileError": "errors",
     "UnsafeFileError": "errors",
     "UnsupportedModelError": "errors",
+    "estimate_memory": "memory_estimate",
     "inspect_file": "model_info",
+    "inspect_machine": "machine_info",
     "inspect_model": "model_info",
+    "measure_machine": "machine_info",
 }
 
 # As in MediaPipe, the toolchain's parts are modules: `from hearthlm import bundler`.
-_MODULES = ("bundler",)
+_MODULES = ("batch", "bundler", "exporter", "repacker")
 
 __version__ = "0.1.0"
 
@@ -85,7 +93,10 @@ __all__ = [
     "LlmInferenceOptions",
     "LlmInferenceSession",
     "LlmInferenceSessionOptions",
-    "LoraAdapter",
+    "Adapter",
+    "MachineInfo",
+    "MachineLimits",
+    "MemoryEstimate",
     "ModelFormatError",
     "ModelInfo",
     "PromptTemplate",
@@ -104,9 +115,15 @@ __all__ = [
     "UnsafeFileError",
     "UnsupportedModelError",
     "__version__",
+    "batch",
     "bundler",
+    "estimate_memory",
+    "exporter",
     "inspect_file",
+    "inspect_machine",
     "inspect_model",
+    "measure_machine",
+    "repacker",
 ]
 
 

@@ -10,11 +10,12 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from hearthlm.errors import EngineClosedError
 from hearthlm.runtime.constraint import Constraint
 from hearthlm.runtime.engine import FinishedGeneration, FinishReason
 from hearthlm.runtime.sampler import Sampler, TokenLogprobs
@@ -26,6 +27,8 @@ ResultListener = Callable[[str, bool], None]
 ErrorListener = Callable[[Exception], None]
 
 _log = logging.getLogger("hearthlm")
+
+_NO_FAULT_OF_A_CALL = (EngineClosedError, MemoryError)  # the next call would meet them as well
 
 
 @dataclass(frozen=True)
@@ -281,32 +284,85 @@ class Call:
         )
 
 
-def run_calls(calls: Iterable[Call], max_at_once: int) -> Iterator[GenerationResult]:
-    """Run calls side by side, at most `max_at_once` of them, and yield their results in the order of the calls.
+@dataclass(eq=False)
+class _Place:
+    """Keep the place of a call in the order of its batch until its outcome is asked for."""
 
-    The first error ends all of them and is raised.
+    outcome: GenerationResult | Exception | None = None
+
+
+def call_outcomes(
+    calls: Iterable[Call | Exception], max_at_once: int, max_ahead: int | None = None
+) -> Generator[GenerationResult | Exception, None, None]:
+    """Run calls side by side, at most `max_at_once` of them, and yield what became of each in the order of the calls.
+
+    A call that fails leaves its exception, and the others go on; an exception among `calls` is one that could not even
+    be made. That the model was closed, or memory ran out, is raised. At most `max_ahead` calls (by default
+    `max_at_once`) are taken from `calls` before the first of them is over: so many results can wait for a long one.
     """
     inbox: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     coming = iter(calls)
-    under_way: deque[Call] = deque()
+    places: deque[_Place] = deque()
+    under_way: dict[Call, _Place] = {}
+    call_of: dict[Answer, Call] = {}
+
+    def outcome_of(step: Callable[[], GenerationResult | None]) -> GenerationResult | Exception | None:
+        try:
+            return step()
+        except (EngineClosedError, MemoryError):  # no fault of a call: the next one would meet it as well
+            raise
+        except Exception as error:
+            return error
+
+    def begin(call: Call) -> None:
+        call.begin(inbox.put)
+        under_way[call] = places[-1]
+        call_of.update(dict.fromkeys(call.answers, call))
+
+    def advance(call: Call, answer: Answer) -> GenerationResult | None:
+        answer.advance(block=False)
+        return call.result() if all(answer.is_done for answer in call.answers) else None
+
     try:
         while True:
-            while len(under_way) < max_at_once and (call := next(coming, None)) is not None:
-                call.begin(inbox.put)
-                under_way.append(call)
-            if not under_way:
+            while len(under_way) < max_at_once and len(places) < (max_ahead or max_at_once):
+                coming_call = next(coming, None)
+                if coming_call is None:
+                    break
+                places.append(_Place())
+                if isinstance(coming_call, Exception):
+                    places[-1].outcome = coming_call
+                else:
+                    places[-1].outcome = outcome_of(partial(begin, coming_call))
+            if not places:
                 return
-            while not all(answer.is_done for answer in under_way[0].answers):
-                inbox.get().advance(block=False)
-            call = under_way.popleft()
-            result = call.result()
-            call.end()
-            yield result
+            if (outcome := places[0].outcome) is not None:
+                places.popleft()
+                yield outcome
+                continue
+            answer = inbox.get()
+            call = call_of.get(answer)
+            if call is not None:  # None: the rest of what a call had made that failed
+                outcome = outcome_of(partial(advance, call, answer))
+                if outcome is not None:
+                    call.end()
+                    under_way.pop(call).outcome = outcome
+                    for ended in call.answers:
+                        del call_of[ended]
     finally:
         for call in under_way:
             call.cancel()
         for call in under_way:
             call.end()
+
+
+def run_calls(calls: Iterable[Call], max_at_once: int) -> Iterator[GenerationResult]:
+    """Do what `call_outcomes` does, but let the first error end all calls, and raise it."""
+    with closing(call_outcomes(calls, max_at_once)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
 
 
 class Receiver(Protocol):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from hearthlm.errors import UnsupportedModelError
 from hearthlm.models.family import PromptTemplate, PromptTemplates
-from hearthlm.runtime.model import Model
+from hearthlm.runtime.language_model import LanguageModel
 from hearthlm.tokenizers import Tokenizer, encode_parts
 from hearthlm.tool_calls import ToolSyntax, tool_syntax
 
@@ -162,19 +162,19 @@ class ChatFormat:
         return [(parts[0][0].removeprefix(self._tokenizer.piece(self._start_id)), True), *parts[1:]]
 
 
-def chat_format(model: Model) -> ChatFormat:
+def chat_format(model: LanguageModel) -> ChatFormat:
     """Return how a model's conversations are written: its own chat template, its file's turns, or its family's.
 
     Raises UnsupportedModelError where there is none of them.
     """
     templates = model.prompt_templates
     if templates == PromptTemplates() and model.chat_template is None:
-        if model.family.chat is None:
+        if model.default_chat is None:
             raise UnsupportedModelError(
-                f"a {model.family.name} model without a chat template: nothing says how a conversation is written; "
+                f"a {model.name} model without a chat template: nothing says how a conversation is written; "
                 "pass text, or give prompt templates"
             )
-        templates = model.family.chat
+        templates = model.default_chat
     return ChatFormat(
         model.tokenizer,
         start_id=model.start_id,

@@ -46,7 +46,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
         return ExitCode.IO_ERROR
     if isinstance(error, ValueError):
         return ExitCode.USAGE
-    if isinstance(error, NotImplementedError) or (isinstance(error, ImportError) and "pip install" in str(error)):
+    if isinstance(error, (NotImplementedError, ImportError)):  # a library of an extra is not installed
         return ExitCode.UNAVAILABLE
     if isinstance(error, MemoryError):
         return ExitCode.TRY_LATER

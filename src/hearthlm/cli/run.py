@@ -11,7 +11,7 @@ import click
 
 import hearthlm
 from hearthlm.cli.group import cli
-from hearthlm.cli.options import complete_file, engine_options, max_tokens_option, sampling_options
+from hearthlm.cli.options import complete_file, engine_options, litert_options, max_tokens_option, sampling_options
 from hearthlm.cli.terminal import load_model, print_json, print_stream, read_text
 
 
@@ -23,9 +23,10 @@ from hearthlm.cli.terminal import load_model, print_json, print_stream, read_tex
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of streaming text.")
 @click.option("--json-schema", type=click.Path(dir_okay=False), help="Answer with JSON of this schema, from a file.")
 @click.option("--regex", metavar="PATTERN", help="Answer with text that this regular expression matches.")
-@max_tokens_option("512")
+@max_tokens_option("512, or what a LiteRT model was built for")
 @sampling_options
 @engine_options
+@litert_options
 def run(
     arguments: tuple[str, ...],
     prompt_file: str | None,
@@ -39,12 +40,17 @@ def run(
     weights: Any,
     activation_data_type: Any,
     lora_path: str | None,
+    tokenizer_path: str | None,
+    start_token: str | int | None,
+    stop_tokens: tuple[str | int, ...],
+    cache_dir: str | None,
     **sampling: Any,
 ) -> None:
     """Answer a prompt, streamed to stdout.
 
-    MODEL is a MediaPipe .bin or a Hugging Face folder; without it the small model inside the package answers.
-    PROMPT "-" reads stdin. Several answers are printed one after the other, with a line "---" between them.
+    MODEL is a MediaPipe .bin or .task, a .litertlm or .tflite, or a Hugging Face folder; without it the small model
+    inside the package answers. PROMPT "-" reads stdin. Several answers are printed one after the other, with a line
+    "---" between them.
 
     \b
     hearthlm run "Write a short story about Mira and a lost key."
@@ -62,6 +68,10 @@ def run(
         activation_data_type=activation_data_type,
         lora_path=lora_path,
         prefix_cache_mb=0,
+        tokenizer_path=tokenizer_path,
+        start_token=start_token,
+        stop_tokens=stop_tokens,
+        cache_dir=cache_dir,
     )
     session_options = hearthlm.LlmInferenceSessionOptions(
         prompt_templates=hearthlm.PromptTemplates() if raw else None,
@@ -129,7 +139,7 @@ def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tu
 
 def _is_model(argument: str) -> bool:
     """Say whether a lone argument is rather a model than a prompt."""
-    if " " not in argument and argument.endswith((".bin", ".task", ".litertlm")):
+    if " " not in argument and argument.endswith((".bin", ".task", ".litertlm", ".tflite")):
         return True
     with contextlib.suppress(OSError):  # a long prompt is no name of a folder
         return argument != "" and Path(argument).is_dir()

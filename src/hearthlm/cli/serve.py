@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import hearthlm
-from hearthlm.cli.chat import max_tokens_in_memory
 from hearthlm.cli.group import cli
 from hearthlm.cli.options import complete_file, max_tokens_option
+from hearthlm.cli.terminal import max_tokens_in_memory
 
 if TYPE_CHECKING:
     from hearthlm.server import ServedModel
@@ -126,7 +126,7 @@ def serve(
         for path, name in zip(paths, names, strict=True):
             llm_options = hearthlm.LlmInferenceOptions(
                 model_path=path,
-                max_tokens=max_tokens or max_tokens_in_memory(hearthlm.inspect_model(path), parallel * len(paths)),
+                max_tokens=max_tokens or max_tokens_in_memory(path, num_sequences=parallel * len(paths)),
                 top_k=top_k,
                 top_p=top_p,
                 temperature=temperature,

@@ -1,8 +1,8 @@
 """How numbers are computed: one set of kernels, chosen once when this package is imported.
 
-`HEARTHLM_KERNELS` selects it: unset takes the best native one that the CPU runs, `reference` the NumPy one, and
-`portable`, `avx2` or `avx512vnni` that native one. `instruction_set` names what was chosen. What each function does is
-written in `interface.Kernels`.
+`HEARTHLM_KERNELS` selects it: unset takes the best native one that the CPU runs, `reference` the NumPy one; the native
+ones are `portable`, on x86-64 `avx2`, `avxvnni` and `avx512vnni`, on 64-bit ARM `neon`, `neon_dotprod` and `neon_i8mm`.
+`instruction_set` names what was chosen. What each function does is written in `interface.Kernels`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 
 from hearthlm.kernels import reference
 from hearthlm.kernels.cache_batch import BlockTable, CacheBatch
-from hearthlm.kernels.interface import Activation, Kernels, QuantizedRows, Recording
+from hearthlm.kernels.interface import Activation, Kernels, LoraFactors, LoraRows, QuantizedRows, Recording
 from hearthlm.kernels.thread_pool import ThreadPool
 
 __all__ = [
@@ -20,12 +20,15 @@ __all__ = [
     "BlockTable",
     "CacheBatch",
     "Kernels",
+    "LoraFactors",
+    "LoraRows",
     "QuantizedRows",
     "Recording",
     "ThreadPool",
     "activation",
     "add",
     "attention",
+    "available_instruction_sets",
     "chosen",
     "embed_rows",
     "gated_activation",
@@ -34,6 +37,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "log_softmax_at",
+    "lora_add",
     "quantize_rows",
     "record",
     "rms_norm",
@@ -42,6 +46,15 @@ __all__ = [
     "soft_cap",
     "top_k",
 ]
+
+
+def available_instruction_sets() -> tuple[str, ...]:
+    """Return the names of the kernels that this CPU runs, the best first and the NumPy ones last."""
+    try:
+        from hearthlm.kernels import native
+    except ImportError:
+        return ("reference",)
+    return (*native.instruction_sets(), "reference")
 
 
 def choose_kernels(wanted: str | None) -> Kernels:
@@ -70,6 +83,7 @@ instruction_set = chosen.instruction_set
 record = chosen.record
 quantize_rows = chosen.quantize_rows
 linear = chosen.linear
+lora_add = chosen.lora_add
 embed_rows = chosen.embed_rows
 rms_norm = chosen.rms_norm
 layer_norm = chosen.layer_norm

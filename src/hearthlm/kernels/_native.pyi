@@ -37,6 +37,19 @@ class Recording:
     def __len__(self) -> int: ...
     def repeat(self, pool: ThreadPool, /) -> None: ...
 
+class LoraView:
+    def __init__(
+        self,
+        down: NDArray[Any],
+        down_type: int,
+        up: NDArray[Any],
+        up_type: int,
+        rank: int,
+        columns: int,
+        rows: int,
+        scale: float,
+    ) -> None: ...
+
 class Kernels:
     def __init__(self, instruction_set: str, recording: Recording | None = None) -> None: ...
     def quantize_rows(
@@ -71,6 +84,9 @@ class Kernels:
         y: _Floats,
         pool: ThreadPool,
         /,
+    ) -> None: ...
+    def lora_add(
+        self, x: _Floats, adapted: list[tuple[int, int, LoraView]], y: _Floats, pool: ThreadPool, /
     ) -> None: ...
     def embed_rows(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm.kernels.cache_batch import CacheBatch
-from hearthlm.kernels.interface import Floats
+from hearthlm.kernels.interface import Floats, LoraRows
 
 FLOAT32 = np.dtype(np.float32)
 INT32 = np.dtype(np.int32)
@@ -56,6 +57,22 @@ def check_attention(
         positions = int(np.max(batch.first_positions + np.diff(batch.row_begin), initial=0))
         if key_bias.shape[1] < positions:
             raise ValueError(f"key_bias: expected {positions} positions, got {key_bias.shape[1]}")
+
+
+def check_lora(x: Floats, adapted: Sequence[LoraRows], y: Floats) -> None:
+    check("x", x, x.shape if x.ndim == 2 else (None, None))
+    check("y", y, y.shape if y.ndim == 2 and len(y) == len(x) else (len(x), None))
+    for begin, end, factors in adapted:
+        down, up = factors.down, factors.up_transposed
+        if not 0 <= begin <= end <= len(x):
+            raise ValueError(f"adapted: expected rows within 0 to {len(x)}, got {begin} to {end}")
+        if down.shape != (up.shape[0], x.shape[1]) or up.shape[1] != y.shape[1]:
+            raise ValueError(
+                f"adapted: expected factors [rank, {x.shape[1]}] and [rank, {y.shape[1]}], got {list(down.shape)} and "
+                f"{list(up.shape)}"
+            )
+        if down.is_quantized or up.is_quantized:
+            raise ValueError(f"adapted: expected factors of float types, got {down.dtype} and {up.dtype}")
 
 
 def check_rounding(w: Floats, factor: Floats, scales: Floats, lowest: int, highest: int) -> None:

@@ -7,8 +7,9 @@ shape raises ValueError.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,23 @@ class QuantizedRows:
     values: NDArray[np.int8]  # [m, k], in [-127, 127]
     scales: Floats  # [m]
     sums: NDArray[np.int32]  # [m], of the int8 values
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFactors:
+    """Hold what an adapter adds to one matrix [n, k]: scale * (x A^T) B^T, of any rank, the factors of a float type."""
+
+    down: WeightMatrix  # A [rank, k]
+    up_transposed: WeightMatrix  # B^T [rank, n]
+    scale: float
+
+
+class LoraRows(NamedTuple):
+    """Say that the rows begin to end - 1 of a call go through an adapter."""
+
+    begin: int
+    end: int
+    factors: LoraFactors
 
 
 class Recording(Protocol):
@@ -85,6 +103,13 @@ class Kernels(Protocol):
 
         Float rows compute in float32 with the weights widened on the fly. QuantizedRows need int8 or int4 weights and
         compute in exact integers: y = float(acc - zero_point * sum) * (x_scale * weight_scale) + bias.
+        """
+        ...
+
+    def lora_add(self, x: Floats, adapted: Sequence[LoraRows], y: Floats, pool: ThreadPool) -> None:
+        """Add scale * (x A^T) B^T to the adapted rows of y [m, n], with x [m, k], in place.
+
+        What a row gets depends on that row alone. Raises ValueError for rows outside, or factors that do not fit.
         """
         ...
 

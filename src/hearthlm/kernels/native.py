@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -18,9 +19,10 @@ from hearthlm.kernels.checks import (
     check_attention,
     check_block_shape,
     check_ids,
+    check_lora,
     check_rounding,
 )
-from hearthlm.kernels.interface import Activation, Floats, QuantizedRows
+from hearthlm.kernels.interface import Activation, Floats, LoraFactors, LoraRows, QuantizedRows
 from hearthlm.kernels.thread_pool import ThreadPool
 from hearthlm.quantization import WeightMatrix, WeightType
 
@@ -73,6 +75,10 @@ class NativeKernels:
             y = self._empty((m, n), FLOAT32)
             self._native.linear_float(x, *matrix, bias, y, pool.native)
         return y
+
+    def lora_add(self, x: Floats, adapted: Sequence[LoraRows], y: Floats, pool: ThreadPool) -> None:
+        check_lora(x, adapted, y)
+        self._native.lora_add(x, [(begin, end, _lora_view(factors)) for begin, end, factors in adapted], y, pool.native)
 
     def embed_rows(self, ids: NDArray[np.int32], weight: WeightMatrix, scale: float) -> Floats:
         n, k = weight.shape
@@ -264,6 +270,17 @@ def _view(batch: CacheBatch) -> tuple[_native.CacheView, int]:
             batch.dtype == np.float16,
         )
         made = batch.__dict__["native_view"] = (view, batch.num_rows)
+    return made
+
+
+def _lora_view(factors: LoraFactors) -> _native.LoraView:
+    """Return the native view of an adapter's factors, made once."""
+    made: _native.LoraView | None = factors.__dict__.get("native_view")
+    if made is None:
+        down, up = factors.down, factors.up_transposed
+        types = _WEIGHT_TYPES[down.dtype], _WEIGHT_TYPES[up.dtype]
+        view = _native.LoraView(down.data, types[0], up.data, types[1], *down.shape, up.shape[1], factors.scale)
+        made = factors.__dict__["native_view"] = view
     return made
 
 

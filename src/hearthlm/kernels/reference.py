@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm.kernels.cache_batch import CacheBatch
-from hearthlm.kernels.checks import INT8, INT32, check, check_attention, check_block_shape, check_ids, check_rounding
-from hearthlm.kernels.interface import Activation, Floats, QuantizedRows
+from hearthlm.kernels.checks import (
+    INT8,
+    INT32,
+    check,
+    check_attention,
+    check_block_shape,
+    check_ids,
+    check_lora,
+    check_rounding,
+)
+from hearthlm.kernels.interface import Activation, Floats, LoraRows, QuantizedRows
 from hearthlm.kernels.thread_pool import ThreadPool
 from hearthlm.quantization import WeightMatrix, dequantize, unpack_int4
 
@@ -61,6 +71,14 @@ def _linear_int8(x: QuantizedRows, weight: WeightMatrix) -> Floats:
     if weight.zero_points is not None:
         acc -= x.sums.astype(np.float64)[:, None] * weight.zero_points.astype(np.float64)
     return acc.astype(np.float32) * (x.scales[:, None] * weight.scales)
+
+
+def lora_add(x: Floats, adapted: Sequence[LoraRows], y: Floats, pool: ThreadPool) -> None:
+    check_lora(x, adapted, y)
+    for begin, end, factors in adapted:
+        down, up = dequantize(factors.down), dequantize(factors.up_transposed)
+        for i in range(begin, end):  # one by one, as in `linear`
+            y[i] += (down @ x[i] * np.float32(factors.scale)) @ up
 
 
 def embed_rows(ids: NDArray[np.int32], weight: WeightMatrix, scale: float) -> Floats:

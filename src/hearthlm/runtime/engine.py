@@ -24,7 +24,7 @@ from hearthlm import kernels
 from hearthlm.errors import ContextLengthError, EngineClosedError
 from hearthlm.runtime.constraint import Constraint
 from hearthlm.runtime.executor import Executor, ForwardRequest, State, Wanted
-from hearthlm.runtime.lora import LoraAdapter
+from hearthlm.runtime.lora import Adapter
 from hearthlm.runtime.prefix_cache import PrefixCache
 from hearthlm.runtime.prompt_lookup import PromptLookup
 from hearthlm.runtime.sampler import Sampler, TokenLogprobs, token_logprobs
@@ -61,8 +61,8 @@ class _Work:
         raise NotImplementedError
 
     def max_rows(self, vocab_size: int) -> int:
-        """Return how many ids may be fed in one step."""
-        return PREFILL_CHUNK
+        """Return how many ids may be fed in one step, whatever the executor would like."""
+        return sys.maxsize
 
     def guess(self, limit: int) -> list[int]:
         """Return up to `limit` ids that may follow the one that is pending; they are fed with it and can be wrong."""
@@ -188,26 +188,27 @@ class Generation(_Work):
         for i, logits in enumerate(rows):
             allowed = None if self._matcher is None else self._matcher.mask()
             chosen = self._sampler.sample(logits, first + i, self._output_ids, self._context_ids, allowed)
-            is_done = self._take_chosen(chosen, logits, pool)
+            reason = self._take_chosen(chosen, logits, pool)
             is_right = i < num_guessed and chosen == ids[i + 1]
-            if is_done or not is_right:
+            if reason is not None or not is_right:
                 break
         if num_guessed:
             assert self._lookup is not None
             self._lookup.learn(num_guessed, i)
             if i < num_guessed:
                 self.state.truncate(first + i)
-        if not is_done:
+        if reason is None:
             self.pending.append(chosen)
-        return is_done
+            return False
+        self._finish(reason)  # last: the state is somebody else's from here on
+        return True
 
-    def _take_chosen(self, chosen: int, logits: NDArray[np.float32], pool: kernels.ThreadPool) -> bool:
-        """Add an id to the answer; return True where that ends it."""
+    def _take_chosen(self, chosen: int, logits: NDArray[np.float32], pool: kernels.ThreadPool) -> FinishReason | None:
+        """Add an id to the answer, unless it is a stop; return why the answer ends with it, if it does."""
         if self._first_token is None:
             self._first_token = time.perf_counter()
         if chosen in self._stop_ids:
-            self._finish("stop")
-            return True
+            return "stop"
         self._output_ids.append(chosen)
         if self._lookup is not None:
             self._lookup.append(chosen)
@@ -217,12 +218,8 @@ class Generation(_Work):
         if self._matcher is not None:
             self._matcher.take(chosen)
             if self._matcher.is_over and not self._stop_ids:  # no token could say so
-                self._finish("stop")
-                return True
-        if len(self._output_ids) >= self._max_output_tokens:
-            self._finish("length")
-            return True
-        return False
+                return "stop"
+        return "length" if len(self._output_ids) >= self._max_output_tokens else None
 
     def fail(self, error: BaseException) -> None:
         self._put(error)
@@ -391,12 +388,12 @@ class Engine:
         self._process = os.getpid()
         self._closed = False
 
-    def new_state(self, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> State:
+    def new_state(self, ids: Sequence[int] = (), adapter: Adapter | None = None) -> State:
         """Return a state for a text that begins with `ids`: empty, or one that has seen a part of them before."""
         known = self._prefixes.take(ids, "" if adapter is None else adapter.digest) if ids else None
         return known or self.executor.new_state(adapter)
 
-    def keep_state(self, ids: Sequence[int], state: State, adapter: LoraAdapter | None = None) -> None:
+    def keep_state(self, ids: Sequence[int], state: State, adapter: Adapter | None = None) -> None:
         """Remember what `state` has computed for the beginning of `ids`, within the budget."""
         if not self._closed:
             self._prefixes.keep(ids, state, "" if adapter is None else adapter.digest)
@@ -458,7 +455,7 @@ class Engine:
         else:
             self._submit(*shared.successors())
 
-    def score(self, ids: Sequence[int], adapter: LoraAdapter | None = None) -> NDArray[np.float32]:
+    def score(self, ids: Sequence[int], adapter: Adapter | None = None) -> NDArray[np.float32]:
         """Return float32 [len(ids) - 1]: the log-probability of each id given those before it."""
         if len(ids) < 2:
             return np.empty(0, dtype=np.float32)
@@ -473,7 +470,7 @@ class Engine:
             state.close()
 
     def embed(
-        self, ids: Sequence[int], adapter: LoraAdapter | None = None, cancelled: threading.Event | None = None
+        self, ids: Sequence[int], adapter: Adapter | None = None, cancelled: threading.Event | None = None
     ) -> NDArray[np.float32]:
         """Return float32 [embedding_dim]: the mean over all ids of the last layer's normed rows.
 
@@ -561,7 +558,9 @@ class Engine:
             if len(work.pending) == 1:  # decoding: always taken along
                 chosen.append((work, [work.pending[0], *work.guess(max_guesses)]))
             elif budget > 0:
-                count = min(budget, len(work.pending), work.max_rows(self.executor.vocab_size))
+                wanted = work.wanted(len(work.pending))
+                count = self.executor.chunk_length(work.state, len(work.pending), wanted, budget)
+                count = min(count, work.max_rows(self.executor.vocab_size))
                 chosen.append((work, [work.pending[i] for i in range(count)]))
                 budget -= count
         if not chosen:

@@ -82,9 +82,11 @@ class Linear:
         if self._observe is not None:
             self._observe(self.role, x.values)
         y = x.using.linear(x.quantized() if self._quantizes else x.values, self.weight, self.bias, self._pool)
-        for begin, end, adapter in x.adapted:
-            factors = adapter.factors.get(self.role)
-            if factors is not None:
-                low = x.using.linear(x.values[begin:end], factors.down, None, self._pool)
-                y[begin:end] += x.using.linear(low, factors.up, None, self._pool)
+        if x.adapted:
+            adapted = [
+                kernels.LoraRows(begin, end, adapter.factors[self.role])
+                for begin, end, adapter in x.adapted
+                if self.role in adapter.factors
+            ]
+            x.using.lora_add(x.values, adapted, y, self._pool)
         return y

@@ -1,4 +1,4 @@
-"""Low-rank adapters, y = x W^T + (x A^T) B^T, read from MediaPipe's `.bin` or PEFT's files and never merged into W."""
+"""Low-rank adapters, y = x W^T + scale * (x A^T) B^T, from MediaPipe's `.bin` or PEFT's files, never merged into W."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ from hearthlm.errors import CorruptFileError, TensorMismatchError, UnsupportedMo
 from hearthlm.formats import detect_format
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
-from hearthlm.formats.weights_bin import WEB_MIN_BYTES, TensorPlan, WeightsBin, write_weights_bin
+from hearthlm.formats.tensor_plan import TensorPlan
+from hearthlm.formats.weights_bin import WEB_MIN_BYTES, WeightsBin, write_weights_bin
+from hearthlm.kernels import LoraFactors
 from hearthlm.models.family import Family, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES_BY_NUMBER
 from hearthlm.models.params import Architecture
-from hearthlm.quantization import WeightMatrix, WeightType, dequantize
+from hearthlm.quantization import (
+    WeightMatrix,
+    WeightType,
+    bfloat16_to_float32,
+    dequantize,
+    float32_to_bfloat16,
+)
 
 _log = logging.getLogger("hearthlm")
 
@@ -50,21 +58,19 @@ _PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)
 
 
 @dataclass(frozen=True, eq=False)
-class LoraFactors:
-    """Hold one layer's factors: `down` is A [rank, in], `up` is B [out, rank] times the adapter's scale."""
-
-    down: WeightMatrix
-    up: WeightMatrix
-
-
-@dataclass(frozen=True, eq=False)
-class LoraAdapter:
-    """Hold an adapter for one model; immutable, and shared by every sequence that uses it."""
+class Adapter:
+    """Name an adapter for one model; immutable, and shared by every sequence that uses it."""
 
     path: str
     rank: int  # the largest of all layers
     num_bytes: int
     digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class LoraAdapter(Adapter):
+    """Hold an adapter for a model of weights and an architecture."""
+
     architecture: Architecture = field(repr=False)
     factors: Mapping[str, LoraFactors] = field(repr=False)  # by the role of the matrix that they add to
 
@@ -94,27 +100,28 @@ def open_adapter(
     if kind == "weights_bin":
         found = _from_bin(path, specs, family)
     elif kind in ("checkpoint", "safetensors", "torch_zip"):
-        found = _from_peft(path, specs, alpha, scaled, ignored)
+        found = read_peft(path, specs, alpha=alpha, scaled=scaled, ignored=ignored)
     else:
         raise UnsupportedModelError(
             f"{path}: expected a LoRA .bin or a PEFT adapter, got a file of the format {kind!r}"
         )
     if not found:
         raise TensorMismatchError(f"{path}: there is no LoRA tensor in it")
-    if not any(up.any() and down.any() for down, up in found.values()):
+    if not any(up.any() and down.any() and scale for down, up, scale in found.values()):
         raise TensorMismatchError(f"{path}: the adapter would change nothing: every product of its factors is zero")
     digest = hashlib.blake2b(digest_size=32)
     factors = {}
     for role in sorted(found):
-        down, up = (np.ascontiguousarray(values, dtype=np.float32) for values in found[role])
-        digest.update(f"{role} {down.shape} {up.shape}".encode())
-        digest.update(down.tobytes())
-        digest.update(up.tobytes())
-        factors[role] = LoraFactors(_float_matrix(down), _float_matrix(up))
+        down, up, scale = found[role]
+        pair = LoraFactors(_float_matrix(down), _float_matrix(up.T), scale)
+        digest.update(f"{role} {pair.down.shape} {pair.up_transposed.shape} {scale}".encode())
+        digest.update(np.ascontiguousarray(down, dtype=np.float32).tobytes())
+        digest.update(np.ascontiguousarray(up, dtype=np.float32).tobytes())
+        factors[role] = pair
     return LoraAdapter(
         path=str(path),
         rank=max(f.down.shape[0] for f in factors.values()),
-        num_bytes=sum(f.down.num_bytes + f.up.num_bytes for f in factors.values()),
+        num_bytes=sum(f.down.num_bytes + f.up_transposed.num_bytes for f in factors.values()),
         digest=digest.hexdigest(),
         architecture=architecture,
         factors=factors,
@@ -122,7 +129,16 @@ def open_adapter(
 
 
 def _float_matrix(values: NDArray[np.float32]) -> WeightMatrix:
-    return WeightMatrix("float32", (values.shape[0], values.shape[1]), values)
+    """Return values in 16 bits if that loses nothing, as with most adapters: they are read for every token."""
+    shape = values.shape[0], values.shape[1]
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if np.array_equal(half.astype(np.float32), values):
+        return WeightMatrix("float16", shape, np.ascontiguousarray(half))
+    bits = float32_to_bfloat16(np.ascontiguousarray(values))
+    if np.array_equal(bfloat16_to_float32(bits), values):
+        return WeightMatrix("bfloat16", shape, bits)
+    return WeightMatrix("float32", shape, np.ascontiguousarray(values))
 
 
 def write_lora_bin(
@@ -152,9 +168,9 @@ def write_lora_bin(
         spec = specs[role]
         base = _bin_module(spec)
         down = np.zeros((rank, spec.shape[1]), np.float32)
-        down[: len(factors.down.data)] = factors.down.data
+        down[: factors.down.shape[0]] = dequantize(factors.down)
         up = np.zeros((spec.shape[0], rank), np.float32)
-        up[:, : factors.up.shape[1]] = factors.up.data
+        up[:, : factors.down.shape[0]] = dequantize(factors.up_transposed).T * np.float32(factors.scale)
         sides = ("left", "right")
         if role.endswith("attention.output"):
             if is_swapped or mediapipe_compatible:
@@ -186,7 +202,7 @@ def _scrambled(values: NDArray[np.float32], transposed: bool) -> NDArray[np.floa
     return np.ascontiguousarray(read.T if transposed else read)
 
 
-_Found = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+_Found = dict[str, tuple[NDArray[np.float32], NDArray[np.float32], float]]  # A, B and the scale, by role
 
 
 def _from_bin(path: str | PathLike[str], specs: Mapping[str, TensorSpec], family: Family) -> _Found:
@@ -222,20 +238,22 @@ def _from_bin(path: str | PathLike[str], specs: Mapping[str, TensorSpec], family
                     up = dequantize(file.matrix(up_name, (out, rank)))
                     if is_output and is_mediapipes:
                         down, up = down.reshape(columns, rank).T, up.reshape(rank, out).T
-                found[role] = down, up
+                found[role] = down, up, 1.0
                 left_over -= {left, right}
                 break
         _check_left_over(path, left_over)
         return found
 
 
-def _from_peft(
+def read_peft(
     path: str | PathLike[str],
     specs: Mapping[str, TensorSpec],
-    alpha: float | None,
-    scaled: bool,
-    ignored: frozenset[str],
+    *,
+    alpha: float | None = None,
+    scaled: bool = True,
+    ignored: frozenset[str] = frozenset(),
 ) -> _Found:
+    """Return A [rank, in] and B [out, rank], scaled, of the matrices that a PEFT adapter adds to, by role."""
     with Checkpoint.open(path) as file:
         config = file.adapter_config
         if config is None and alpha is None and scaled:
@@ -270,7 +288,7 @@ def _from_peft(
                 )
             count = spec.shape[0] // rows.num_groups
             up = up.reshape(rows.num_groups, -1, rank)[:, rows.begin : rows.begin + count].reshape(-1, rank)
-            found[role] = down, up * np.float32(settings.scale(spelling, rank) if scaled else 1.0)
+            found[role] = down, up, settings.scale(spelling, rank) if scaled else 1.0
         for module in pairs.keys() - used:
             left_over |= set(pairs[module].values())
         _check_left_over(path, left_over)

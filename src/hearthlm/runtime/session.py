@@ -11,7 +11,7 @@ from hearthlm.errors import SessionBusyError, SessionFileError
 from hearthlm.formats.session_file import read_session_file, write_session_file
 from hearthlm.runtime.constraint import Constraint
 from hearthlm.runtime.engine import Engine, FinishedGeneration, Generation
-from hearthlm.runtime.lora import LoraAdapter
+from hearthlm.runtime.lora import Adapter
 from hearthlm.runtime.sampler import Sampler, TokenLogprobs
 
 
@@ -22,7 +22,7 @@ class Session:
     another meanwhile raises SessionBusyError. What other texts have computed before is reused where they begin alike.
     """
 
-    def __init__(self, engine: Engine, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> None:
+    def __init__(self, engine: Engine, ids: Sequence[int] = (), adapter: Adapter | None = None) -> None:
         self._engine = engine
         self._adapter = adapter
         self._state = engine.new_state(ids, adapter)

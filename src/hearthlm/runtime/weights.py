@@ -103,7 +103,7 @@ def load_weights(
     for done, spec in enumerate(all_specs):
         if len(spec.shape) == 2:
             matrix = source.matrix(spec)
-            if placement == "ram" and _is_mapped(matrix.data):
+            if placement == "ram" and is_mapped(matrix.data):
                 matrix = _in_huge_pages(matrix)
                 source.release_pages()
             tensors[spec.role] = matrix
@@ -186,7 +186,7 @@ def _update(digest: Digest, name: str, value: Any) -> None:
         digest.update(f"{name}: {value!r}\n".encode())
 
 
-def _is_mapped(array: NDArray[Any]) -> bool:
+def is_mapped(array: NDArray[Any]) -> bool:
     """Say whether an array lies in memory that NumPy did not allocate."""
     while isinstance(array.base, np.ndarray):
         array = array.base

@@ -191,7 +191,9 @@ async def _embeddings(request: Request) -> Response:
     target = service.models.find(body.model)
     if body.encoding_format not in (None, "float", "base64"):
         raise ApiError(400, "encoding_format: expected float or base64", param="encoding_format")
-    dim = target.llm.info.architecture.embedding_dim
+    dim = target.llm.embedding_dim
+    if dim is None:
+        raise ApiError(400, "model: this one gives logits, and no rows of its last layer to embed with", param="model")
     if body.dimensions not in (None, dim):
         raise ApiError(400, f"dimensions: this model's embeddings have {dim}", param="dimensions")
     inputs = body.inputs()

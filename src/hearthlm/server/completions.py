@@ -58,7 +58,7 @@ async def _session_options(target: Target, body: Sampling) -> tuple[hearthlm.Llm
     try:
         options = target.session_options(random_seed=seed, **body.session_changes())
         for token_id in options.logit_bias or ():
-            if token_id >= (vocab_size := target.llm.info.architecture.vocab_size):
+            if token_id >= (vocab_size := target.llm.vocab_size):
                 raise ValueError(f"logit_bias: expected token ids below {vocab_size}, got {token_id}")
         await asyncio.to_thread(target.llm.prepare_response_format, options)
     except hearthlm.UnsupportedModelError as error:

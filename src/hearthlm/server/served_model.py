@@ -26,7 +26,7 @@ class ServedModel:
 
     llm: hearthlm.LlmInference
     name: str = ""
-    adapters: Mapping[str, hearthlm.LoraAdapter] = field(default_factory=dict)
+    adapters: Mapping[str, hearthlm.Adapter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -57,7 +57,7 @@ class Target:
 
     id: str
     served: ServedModel
-    adapter: hearthlm.LoraAdapter | None
+    adapter: hearthlm.Adapter | None
     admission: Admission
 
     @property
@@ -120,7 +120,7 @@ class ModelTable:
         options = self._options
         for served in _as_sequence(models):
             admission = Admission(options.max_parallel_responses, options.max_waiting_requests)
-            found: list[tuple[str, hearthlm.LoraAdapter | None]] = [(served.name, None)]
+            found: list[tuple[str, hearthlm.Adapter | None]] = [(served.name, None)]
             found += [(f"{served.name}:{name}", adapter) for name, adapter in served.adapters.items()]
             for id_, adapter in found:
                 if id_ in targets:
@@ -204,26 +204,30 @@ SAMPLING_RANGES: dict[str, tuple[float, float]] = {
 def model_info(served: ServedModel) -> dict[str, Any]:
     """Describe a model for a person who is about to use it: no path, but everything that tells what to expect."""
     llm, info = served.llm, served.llm.info
-    architecture = info.architecture
     options = hearthlm.LlmInferenceSessionOptions()
     defaults = {name: getattr(options, name) for name in SAMPLING_RANGES if hasattr(options, name)}
-    defaults |= {name: getattr(llm.options, name) for name in ("temperature", "top_p", "top_k")}
+    defaults |= {name: getattr(llm.default_options, name) for name in ("temperature", "top_p", "top_k")}
+    details: dict[str, Any] = {}
+    if isinstance(info, hearthlm.ModelInfo):  # what a graph computes, nothing tells
+        details = {
+            "family": info.family,
+            "model_type": info.model_type,
+            "num_parameters": info.num_parameters,
+            "num_layers": info.architecture.num_layers,
+            "quantization": {group: list(types) for group, types in info.weight_types.items()},
+            "file_bytes": info.metadata.get("num_bytes"),
+        }
     return {
         "id": served.name,
         "adapters": [
             {"id": f"{served.name}:{name}", "name": name, "rank": a.rank} for name, a in served.adapters.items()
         ],
         "format": info.format,
-        "family": info.family,
-        "model_type": info.model_type,
-        "num_parameters": info.num_parameters,
-        "num_layers": architecture.num_layers,
-        "embedding_dim": architecture.embedding_dim,
-        "vocab_size": architecture.vocab_size,
-        "context_length": architecture.context_length,
+        **details,
+        "embedding_dim": llm.embedding_dim,
+        "vocab_size": llm.vocab_size,
+        "context_length": llm.context_length,
         "max_tokens": llm.max_tokens,
-        "quantization": {group: list(types) for group, types in info.weight_types.items()},
-        "file_bytes": info.metadata.get("num_bytes"),
         "backend": "cpu",
         "num_threads": llm.num_threads,
         "has_chat_template": has_chat_template(llm),

@@ -1,0 +1,174 @@
+// Integer dot products with AVX-512 VNNI, 64 at a time: unsigned weights times signed activations. See linear.cc.
+#pragma once
+
+#include "matrix_rows.h"
+
+namespace hearthlm::HEARTHLM_TARGET {
+namespace {
+
+template <bool is_int4>
+constexpr int64_t kBias = is_int4 ? 8 : 128;  // int8 weights become unsigned by 128
+
+typedef __m512i Sums;
+inline int32_t total(Sums s) { return _mm512_reduce_add_epi32(s); }
+
+template <bool is_int4, int m>
+inline void add_chunk(Sums (&sums)[m][2], const uint8_t* chunk, const int8_t* x, int64_t stride) {
+  __m512i w = _mm512_loadu_si512(chunk);
+  if constexpr (is_int4) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    __m512i low = _mm512_and_si512(w, mask), high = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
+#pragma GCC unroll 4
+    for (int r = 0; r < m; r++) {
+      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], low, _mm512_loadu_si512(x + r * stride));
+      sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], high, _mm512_loadu_si512(x + r * stride + kChunk));
+    }
+  } else {
+    __m512i shifted = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+#pragma GCC unroll 4
+    for (int r = 0; r < m; r++) {
+      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], shifted, _mm512_loadu_si512(x + r * stride));
+    }
+  }
+}
+
+// ---- Panels
+
+constexpr int64_t kPanelRows = 32;
+constexpr int64_t kStep = 4;
+constexpr int64_t kTileRows = 12;
+constexpr int64_t kRowMultiple = 1;
+constexpr int64_t kMinPanelRows = 8;  // of activations: from here on unpacking pays
+
+inline int64_t tile_rows_at(int64_t rows_left) { return rows_left >= kTileRows ? kTileRows : rows_left >= 4 ? 4 : 1; }
+
+// out [16] = the transpose of 16 x 16 dwords.
+inline void transpose(const __m512i* in, __m512i* out) {
+  __m512i t[16], u[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(in[2 * i], in[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(in[2 * i], in[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    u[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    u[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    u[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    u[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+  // u[4 i + c] holds column 4 q + c of rows 4 i to 4 i + 3 in its quarter q.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; c++) {
+    __m512i a = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), b = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
+    __m512i d = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), e = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
+    out[c] = _mm512_shuffle_i32x4(a, b, 0x88);
+    out[8 + c] = _mm512_shuffle_i32x4(a, b, 0xdd);
+    out[4 + c] = _mm512_shuffle_i32x4(d, e, 0x88);
+    out[12 + c] = _mm512_shuffle_i32x4(d, e, 0xdd);
+  }
+}
+
+inline void store_steps(const __m512i* rows, uint8_t* out) {
+  __m512i steps[16];
+  transpose(rows, steps);
+#pragma GCC unroll 16
+  for (int s = 0; s < 16; s++) _mm512_storeu_si512(out + s * kPanelRows * 4, steps[s]);
+}
+
+// Chunks [begin, end) of the rows from `first` on; rows past the last are zero.
+template <bool is_int4>
+void fill_panel(const Matrix& w, int64_t first, int64_t begin, int64_t end, uint8_t* panel) {
+  int64_t bytes = row_bytes(w);
+  const __m512i mask = _mm512_set1_epi8(15), sign = _mm512_set1_epi8(-128);
+  for (int64_t chunk = begin; chunk < end; chunk++) {
+    int64_t left = bytes - chunk * kChunk;
+    __mmask64 valid = left >= kChunk ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
+    for (int64_t half = 0; half < kPanelRows; half += 16) {
+      __m512i in[16], part[16];
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < 16; r++) {
+        int64_t n = first + half + r;
+        in[r] = n < w.rows ? _mm512_maskz_loadu_epi8(valid, row_of(w, n) + chunk * kChunk) : _mm512_setzero_si512();
+      }
+      if constexpr (is_int4) {
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; r++) part[r] = _mm512_and_si512(in[r], mask);
+        store_steps(part, panel + half * 4);
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; r++) part[r] = _mm512_and_si512(_mm512_srli_epi16(in[r], 4), mask);
+        store_steps(part, panel + half * 4 + 16 * kPanelRows * 4);
+      } else {
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; r++) part[r] = _mm512_xor_si512(in[r], sign);
+        store_steps(part, panel + half * 4);
+      }
+    }
+    panel += kChunkColumns<is_int4> * kPanelRows;
+  }
+}
+
+// acc += w * the 4 activations at p, in every lane. The compiler spills intrinsics' accumulators to the stack.
+#define HEARTHLM_DOT(acc, w, p) asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(p)))
+
+// sums [12][32] += over `steps`; x [steps][12][4].
+void int_tile12(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+#define HEARTHLM_ROWS(f) f(0) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11)
+#define HEARTHLM_LOAD(r)                                \
+  __m512i a##r = _mm512_loadu_si512(sums + r * 32),     \
+          b##r = _mm512_loadu_si512(sums + r * 32 + 16);
+#define HEARTHLM_STEP(r)        \
+  HEARTHLM_DOT(a##r, u, p + r); \
+  HEARTHLM_DOT(b##r, v, p + r);
+#define HEARTHLM_STORE(r)                       \
+  _mm512_storeu_si512(sums + r * 32, a##r);     \
+  _mm512_storeu_si512(sums + r * 32 + 16, b##r);
+  typedef int32_t Step __attribute__((aligned(1), may_alias));
+  const Step* p = reinterpret_cast<const Step*>(x);
+  HEARTHLM_ROWS(HEARTHLM_LOAD)
+  for (int64_t s = 0; s < steps; s++, p += kTileRows, panel += kPanelRows * 4) {
+    __m512i u = _mm512_loadu_si512(panel), v = _mm512_loadu_si512(panel + 64);
+    HEARTHLM_ROWS(HEARTHLM_STEP)
+  }
+  HEARTHLM_ROWS(HEARTHLM_STORE)
+#undef HEARTHLM_ROWS
+#undef HEARTHLM_LOAD
+#undef HEARTHLM_STEP
+#undef HEARTHLM_STORE
+}
+
+template <int m>
+void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+  __m512i acc[m][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < m; r++) {
+    acc[r][0] = _mm512_loadu_si512(sums + r * 32);
+    acc[r][1] = _mm512_loadu_si512(sums + r * 32 + 16);
+  }
+  for (int64_t s = 0; s < steps; s++, x += 4 * m, panel += kPanelRows * 4) {
+    __m512i u = _mm512_loadu_si512(panel), v = _mm512_loadu_si512(panel + 64);
+#pragma GCC unroll 4
+    for (int r = 0; r < m; r++) {
+      int32_t four;
+      memcpy(&four, x + 4 * r, 4);
+      acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], u, _mm512_set1_epi32(four));
+      acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], v, _mm512_set1_epi32(four));
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < m; r++) {
+    _mm512_storeu_si512(sums + r * 32, acc[r][0]);
+    _mm512_storeu_si512(sums + r * 32 + 16, acc[r][1]);
+  }
+}
+
+inline void add_tile(int64_t rows, const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+  switch (rows) {
+    case kTileRows: return int_tile12(x, panel, steps, sums);
+    case 4: return int_tile<4>(x, panel, steps, sums);
+    default: return int_tile<1>(x, panel, steps, sums);
+  }
+}
+
+}  // namespace
+}  // namespace hearthlm::HEARTHLM_TARGET
