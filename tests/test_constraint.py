@@ -239,6 +239,8 @@ def test_a_deep_schema_is_refused(depth: int) -> None:
         regex_format("a(?<=b)"),
         regex_format(r"(a)\1"),
         regex_format("(((a{1,500}){1,500}){1,500}){1,500}"),
+        regex_format("(a?){5000}a{5000}"),
+        schema_format({"$ref": "#"}),
     ],
 )
 def test_what_cannot_be_enforced_is_an_error_before_the_first_token(llm: LlmInference, form: Any) -> None:
@@ -246,6 +248,27 @@ def test_what_cannot_be_enforced_is_an_error_before_the_first_token(llm: LlmInfe
     with pytest.raises(ResponseFormatError, match="cannot be"):
         llm.generate("Hello", options(form))
     assert time.process_time() - begun < 20  # of the processor's time: no form may keep it busy
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"type": "string", "pattern": f".*{chr(97 + i)}.*"} for i in range(24)]},
+        {"allOf": [{"anyOf": [{"minimum": 2 * i}, {"maximum": -i}]} for i in range(40)]},
+        {
+            "$defs": {
+                f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}, {"$ref": f"#/$defs/d{i + 1}"}]} for i in range(40)
+            }
+            | {"d40": {"type": "integer"}},
+            "$ref": "#/$defs/d0",
+        },
+    ],
+)
+def test_a_schema_that_is_slow_to_compile_is_given_up(llm: LlmInference, schema: Any) -> None:
+    """Refused or compiled, but within the time of this process that a compilation may take."""
+    begun = time.process_time()
+    compiled_or_none(llm, schema)
+    assert time.process_time() - begun < 12
 
 
 def test_a_form_that_becomes_too_complex_ends_the_answer_with_an_error(llm: LlmInference) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import signal
 import struct
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -273,6 +275,37 @@ def test_models_are_listed_and_described(client: openai.OpenAI, server: ServerPr
     assert info["quantization"].keys() == {"attention", "feed_forward", "embedding"}
     assert info["sampling"]["temperature"] == {"default": 0.8, "min": 0, "max": 2}
     assert str(model_path()) not in json.dumps(info)
+
+
+def test_adapters_are_models_of_their_own_and_several_models_are_told_apart() -> None:
+    golden = Path(__file__).parent / "golden" / "outputs" / "0.10.14"
+    model, adapter = golden / "gemma_2b_gpu_lora.bin", golden / "gemma_2b_gpu_lora_lora.bin"
+    base, adapted = "gemma_2b_gpu_lora", "gemma_2b_gpu_lora:tiny"
+    with ServerProcess(model, model_path(), "--lora-path", f"{base}:tiny={adapter}", "--max-tokens", "60") as server:
+        listed = {entry["id"]: entry["parent"] for entry in server.client.get("/v1/models").json()["data"]}
+        assert listed == {base: None, adapted: base, "demo": None}
+        infos = {info["id"]: info for info in server.client.get("/v1/model_info").json()["data"]}
+        assert [a["id"] for a in infos[base]["adapters"]] == [adapted]
+        prompt = {"prompt": "abc", "max_tokens": 20, "temperature": 0}
+        texts = {
+            name: server.post("/v1/completions", {"model": name, **prompt}).json()["choices"][0]["text"]
+            for name in listed
+        }
+        rows = {
+            name: server.post("/v1/embeddings", {"model": name, "input": "abc"}).json()["data"][0]["embedding"]
+            for name in listed
+        }
+        unnamed = server.post("/v1/completions", prompt)
+        assert unnamed.status_code == 400
+        assert unnamed.json()["error"]["param"] == "model"
+    raw = hearthlm.LlmInferenceSessionOptions(
+        prompt_templates=hearthlm.PromptTemplates(), temperature=0, max_output_tokens=20
+    )
+    with hearthlm.LlmInference.create_from_options(hearthlm.LlmInferenceOptions(model, max_tokens=60)) as llm:
+        lora = llm.load_lora(adapter)
+        assert texts[base] == llm.generate("abc", raw).texts[0]
+        assert texts[adapted] == llm.generate("abc", dataclasses.replace(raw, lora=lora)).texts[0]
+        assert rows[adapted] == llm.embed("abc", lora=lora)[0].tolist() != rows[base]
 
 
 def test_text_becomes_ids_and_ids_text(server: ServerProcess, llm: hearthlm.LlmInference) -> None:

@@ -9,6 +9,8 @@ enforced is an error before the first token, and never an answer without the for
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from hearthlm.tokenizers import Tokenizer
 
 MAX_SOURCE_BYTES = 64 << 10
 MAX_DEPTH = 64
+MAX_COMPILE_S = 2
 MAX_CACHED_BYTES = 1 << 20  # of the sources of grammars that are kept
 # Between the tokens of JSON: enough for any indentation, and no room for a model that has lost its way to fill.
 WHITE_SPACE = r"( |\n {0,16}|\n\t{0,8})?"
@@ -140,8 +143,9 @@ class ConstraintCompiler:
             if (known := self._cache.get(response_format)) is not None:
                 self._cache.move_to_end(response_format)
                 return known
+        _check_cost(response_format)
         constraint = Constraint(self, response_format)
-        constraint.matcher(at_start=False)
+        constraint.matcher(at_start=False).mask()  # some forms show only there that they are too complex
         with self._lock:
             self._cache[response_format] = constraint
             while sum(len(kept.source) for kept in self._cache) > MAX_CACHED_BYTES:
@@ -262,6 +266,48 @@ class Constraint:
             if at_start not in self._templates:
                 self._templates[at_start] = _compiled(self._format, vocabulary)
             return self._templates[at_start].deep_copy()
+
+
+def _check_cost(response_format: ResponseFormat) -> None:
+    """Raise ResponseFormatError for a schema that takes too long to compile.
+
+    llguidance bounds everything but the meeting of several schemas in one place, whose cost may double with each of
+    them. Such a schema is tried in a process of its own first, which may take two seconds of a processor.
+    """
+    if response_format.kind == "regex" or not any(word in response_format.source for word in _MEETING):
+        return
+    command = [sys.executable, "-c", _TRIAL, str(MAX_COMPILE_S), response_format.kind]
+    try:
+        done = subprocess.run(
+            command, input=response_format.source.encode(), capture_output=True, check=False, timeout=20 * MAX_COMPILE_S
+        )
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is None or done.returncode < 0:
+        raise ResponseFormatError(
+            f"response_format: it cannot be enforced: it takes more than {MAX_COMPILE_S} s to compile"
+        )
+
+
+_MEETING = ("allOf", "oneOf", "anyOf", "$ref", "patternProperties")
+_TRIAL = """
+import sys
+try:
+    import resource
+    seconds = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds + 1, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except ImportError:
+    pass
+from llguidance import LLMatcher
+source = sys.stdin.buffer.read().decode()
+if sys.argv[2] == "lark":
+    grammar = LLMatcher.grammar_from_lark(source)
+else:
+    grammar = LLMatcher.grammar_from_json_schema(source)
+LLMatcher.validate_grammar(grammar)
+"""
 
 
 def _compiled(response_format: ResponseFormat, vocabulary: _Vocabulary) -> Any:

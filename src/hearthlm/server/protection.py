@@ -8,6 +8,7 @@ request with a body has to be JSON, which a page cannot send without asking firs
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -20,6 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hearthlm.server.errors import ApiError, error_response
 from hearthlm.server.options import LOOPBACK_NAMES, ServerOptions
 
+DRAIN_BYTES = 1 << 20
+DRAIN_S = 2.0
 OPEN_PATHS = frozenset(("/", "/health"))  # need no key: they tell nothing and do nothing
 
 
@@ -54,6 +57,7 @@ class Protection:
                 body = await self._body(headers, receive)
                 receive = _replayed(body, receive)
         except ApiError as error:
+            await self._drain(receive)
             await error_response(error)(scope, receive, send)
             return
         except _ClientGone:
@@ -126,6 +130,20 @@ class Protection:
             raise ApiError(
                 408, f"the request was not complete within {self._options.read_timeout_s:g} s", code="read_timeout"
             ) from None
+
+    async def _drain(self, receive: Receive) -> None:
+        """Take the rest of a body that is refused, if it is short and comes at once.
+
+        To close a connection with something unread resets it, and the client may then not see the answer.
+        """
+        size = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(DRAIN_S, self._options.read_timeout_s)):
+                while size < DRAIN_BYTES:
+                    message = await receive()
+                    size += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     def _bounded(self, scope: Scope, send: Send, origin: str | None) -> Send:
         """Return a `send` that adds headers, and gives up on a client who takes nothing for too long."""
