@@ -143,6 +143,9 @@ def test_what_makes_no_sense_is_refused() -> None:
         hearthlm.estimate_memory(LlmInferenceOptions(model_path(), max_tokens=10**6))
     with pytest.raises(FileNotFoundError):
         hearthlm.estimate_memory(LlmInferenceOptions("no-such.bin"))
+    bundle = GOLDEN.parent.parent / "litert" / "gemma3_q8_ekv128.task"
+    with pytest.raises(hearthlm.UnsupportedModelError, match="decided by ai-edge-litert"):
+        hearthlm.estimate_memory(LlmInferenceOptions(bundle))
 
 
 def test_the_pages_of_a_file_can_be_left_out(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from hearthlm.errors import UnsupportedModelError
+from hearthlm.formats import detect_format
 from hearthlm.llm_inference import LlmInferenceOptions, max_tokens_of
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import WeightMatrix
@@ -97,10 +99,16 @@ def estimate_memory(options: LlmInferenceOptions, *, num_sequences: int = 1) -> 
     """Say what `LlmInference.create_from_options(options)` and `num_sequences` calls at once will take in memory.
 
     The tokenizer is loaded to see what it takes; weights are not read. Raises what opening the model would raise, and
-    ValueError where `max_tokens` exceeds what the model was built for.
+    ValueError where `max_tokens` exceeds what the model was built for, and UnsupportedModelError for LiteRT models,
+    whose memory is their runtime's.
     """
     if num_sequences < 1:
         raise ValueError(f"num_sequences: expected at least 1, got {num_sequences}")
+    if (kind := detect_format(options.model_path)) in ("task", "litertlm", "tflite"):
+        raise UnsupportedModelError(
+            f"{options.model_path}: what a LiteRT model takes is decided by ai-edge-litert, and cannot be told before "
+            f"loading: expected a .bin or a checkpoint, got a .{kind}"
+        )
     files = _model_files(options.model_path)
     before = process_memory()
     with Model.open(options.model_path) as model:
