@@ -59,7 +59,9 @@ class Reader {
   }
   Bytes bytes(uint64_t size) {
     Bytes data(size);
-    if (size > 0 && !file_.read(data.data(), static_cast<std::streamsize>(size))) fail("the file of cases ends within an array");
+    if (size > 0 && !file_.read(data.data(), static_cast<std::streamsize>(size))) {
+      fail("the file of cases ends within an array");
+    }
     return data;
   }
   Case next() {
@@ -131,7 +133,8 @@ struct Call {
   const float* floats(size_t i) const { return in<float>(i); }
   // The matrix of numbers i (type, rows, columns) and inputs j (data, scales, zero points).
   Matrix matrix(size_t i, size_t j) const {
-    return {inputs.at(j), static_cast<WeightType>(number(i)), number(i + 1), number(i + 2), floats(j + 1), floats(j + 2)};
+    auto type = static_cast<WeightType>(number(i));
+    return {inputs.at(j), type, number(i + 1), number(i + 2), floats(j + 1), floats(j + 2)};
   }
   // Computes `size` floats of one row again, beginning as they did if they were given, and compares them.
   void check_row(const void* whole, const void* initial, int64_t size, const std::function<void(float*)>& compute) {
@@ -295,8 +298,12 @@ int check(const Case& c, size_t index, ThreadPool& one, ThreadPool& three) {
     for (ThreadPool* pool : {&one, &three}) {
       memory.clear();
       Call call{*find_kernels(kernels_name(set)), *pool, c, {}, {}};
-      for (const Bytes& input : c.inputs) call.inputs.push_back(input.empty() ? nullptr : memory.place(input.size(), input));
-      for (const Output& output : c.outputs) call.outputs.push_back(memory.place(output.expected.size(), output.initial));
+      for (const Bytes& input : c.inputs) {
+        call.inputs.push_back(input.empty() ? nullptr : memory.place(input.size(), input));
+      }
+      for (const Output& output : c.outputs) {
+        call.outputs.push_back(memory.place(output.expected.size(), output.initial));
+      }
       found->second(call);
       std::string wrong = call.rows_differ ? "a row alone gives another result" : "";
       for (size_t i = 0; i < c.outputs.size(); i++) {

@@ -30,7 +30,9 @@ check() {  # the emulated CPU, and the instruction sets that the kernels must fi
   printf '%-20s' "$cpu"
   case $cpu in
     cortex-*|neoverse-*|max) qemu-aarch64 -cpu "$cpu" $build/aarch64/check_kernels $build/cases.bin "$@" ;;
-    *) qemu-x86_64 -cpu "$cpu" $build/x86_64/check_kernels $build/cases.bin "$@" 2> >(grep -v "TCG doesn't support" >&2) ;;
+    *)
+      qemu-x86_64 -cpu "$cpu" $build/x86_64/check_kernels $build/cases.bin "$@" 2> >(grep -v "TCG doesn't support" >&2)
+      ;;
   esac
 }
 check cortex-a53 neon portable
