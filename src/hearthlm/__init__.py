@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 # Loaded when first asked for: `import hearthlm` costs next to nothing.
 _HOMES = {
+    "Adapter": "runtime.lora",
     "BundleError": "errors",
     "ContextLengthError": "errors",
     "CorruptFileError": "errors",
@@ -48,7 +49,6 @@ _HOMES = {
     "LlmInferenceOptions": "llm_inference",
     "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
-    "Adapter": "runtime.lora",
     "MachineInfo": "machine_info",
     "MachineLimits": "machine_info",
     "MemoryEstimate": "memory_estimate",
@@ -82,6 +82,7 @@ _MODULES = ("batch", "bundler", "exporter", "repacker")
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapter",
     "BundleError",
     "ContextLengthError",
     "CorruptFileError",
@@ -93,7 +94,6 @@ __all__ = [
     "LlmInferenceOptions",
     "LlmInferenceSession",
     "LlmInferenceSessionOptions",
-    "Adapter",
     "MachineInfo",
     "MachineLimits",
     "MemoryEstimate",
