@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEB := tests/web/node_modules
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*)
 
-.PHONY: setup demo test test-slow test-oracles test-web test-sanitize test-qemu check bench docs clean
+.PHONY: setup demo test test-slow test-oracles test-peers test-ray test-web test-sanitize test-qemu check bench docs clean
 
 setup: $(VENV)/.built
 
@@ -26,11 +26,23 @@ $(VENV)/.oracles: $(VENV)/.built
 	$(BIN)/python -m pip install --quiet --editable '.[test,oracles]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --editable '.[test,ray]'
+	touch $@
+
 demo: setup
 	$(BIN)/hearthlm run "Tell me a story about a brave little boat."
 
 test: setup
 	$(BIN)/python -m pytest -m "not oracle and not slow and not web and not peer and not ray"
+
+# On a Ray cluster of two CPUs of this machine.
+test-ray: $(VENV)/.ray
+	$(BIN)/python -m pytest -m ray
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not oracle and not web and not peer and not ray"
@@ -38,13 +50,25 @@ test-slow: setup
 test-oracles: $(VENV)/.oracles
 	$(BIN)/python -m pytest -m oracle
 
+$(VENV)/.web: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --editable '.[test,web]'
+	touch $@
+
 # Needs chromium, node and npm, and says so where one is missing.
-test-web: setup
+test-web: $(VENV)/.web
 	if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(WEB)/.package-lock.json; fi
 	$(BIN)/python -m pytest -m web -rs
 
 $(WEB)/.package-lock.json: tests/web/package.json tests/web/package-lock.json
 	npm ci --prefix tests/web --ignore-scripts --no-audit --no-fund
+
+# LiteRT-LM is a judge, and no dependency: only this target installs it.
+$(VENV)/.peers: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet litert-lm-api==0.18.1
+	touch $@
+
+test-peers: $(VENV)/.peers
+	$(BIN)/python -m pytest -m peer
 
 test-sanitize: setup
 	bash native/test_sanitize.sh $(BIN)/python
@@ -60,8 +84,10 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/real_size.py
 
-docs: setup
+# The site lies in site/ afterwards; a warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
 	$(BIN)/python -m pytest tests/test_docs.py
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from hearthlm import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions, inspect_model
 from hearthlm.models import FAMILIES
-from hearthlm.runtime.lora import LoraAdapter
+from hearthlm.runtime.lora import Adapter
 
 PROMPT_TOKENS, OUTPUT_TOKENS, PAIRS = 512, 64, 5
 
@@ -32,7 +32,7 @@ def write_random_adapter(folder: Path, model: Path, rank: int) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank}))
 
 
-def measure(llm: LlmInference, lora: LoraAdapter | None) -> tuple[float, float]:
+def measure(llm: LlmInference, lora: Adapter | None) -> tuple[float, float]:
     """Return tokens per second of prefill and decode."""
     options = LlmInferenceSessionOptions(top_k=1, lora=lora, max_output_tokens=OUTPUT_TOKENS)
     result = llm.generate(list(range(5, 5 + PROMPT_TOKENS)), options)

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from hearthlm.formats.llm_parameters import llm_parameters
 from hearthlm.formats.llm_parameters_pb2 import LlmModelType
-from hearthlm.formats.weights_bin import TensorPlan, write_weights_bin
+from hearthlm.formats.tensor_plan import TensorPlan
+from hearthlm.formats.weights_bin import write_weights_bin
 from hearthlm.models.family import TensorSpec
 from hearthlm.quantization import QuantizationMethod, WeightMatrix, dequantize, quantize
 from hearthlm.runtime.calibration import Calibration, calibration_ids, generated_ids
@@ -97,6 +98,9 @@ class FloatModel:
 
             def vector(self, spec: TensorSpec) -> Floats:
                 return outer.vector(spec)
+
+            def release_pages(self) -> None:
+                pass
 
         return load_weights(self.model.architecture, self.specs, Source())
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm.formats.llm_parameters import llm_parameters
-from hearthlm.formats.weights_bin import TensorPlan, write_weights_bin
+from hearthlm.formats.tensor_plan import TensorPlan
+from hearthlm.formats.weights_bin import write_weights_bin
 from hearthlm.models import read_config
 from hearthlm.quantization import WeightMatrix, WeightType
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.llm_parameters import llm_parameters
 from hearthlm.formats.llm_parameters_pb2 import LlmModelType
-from hearthlm.formats.weights_bin import TensorPlan, write_weights_bin
+from hearthlm.formats.tensor_plan import TensorPlan
+from hearthlm.formats.weights_bin import write_weights_bin
 from hearthlm.models import read_config
 from hearthlm.models.family import TensorSpec
 from hearthlm.quantization import WeightType, dequantize, quantize

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import random_models
 from click.testing import CliRunner
+from demo_checkpoint import write_demo_checkpoint
 from litert_models import litert_model
 
 import hearthlm
@@ -23,6 +24,8 @@ from hearthlm.cli import ExitCode, cli
 from hearthlm.cli.exit_code import exit_code_of
 
 GEMMA = Path(__file__).parent / "golden" / "outputs" / "0.10.14" / "gemma_2b_cpu_int8.bin"
+LITERT = Path(__file__).parent / "golden" / "litert"
+TOKENIZERS = Path(__file__).parent / "golden" / "tokenizers"
 
 
 def run(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -91,6 +94,35 @@ def test_a_failure_is_a_line_on_stderr_and_an_exit_code(
     assert "Traceback" not in result.stderr.decode()
 
 
+def test_litert_models_are_run_chatted_with_and_scored(tmp_path: Path) -> None:
+    task, litertlm = (LITERT / f"gemma3_mask_transposed_q8_ekv128.{ending}" for ending in ("task", "litertlm"))
+    documents = [
+        json.loads(run("run", path, "a boat", "--json", "--max-output-tokens", "4").stdout) for path in (task, litertlm)
+    ]
+    assert documents[0]["token_ids"] == documents[1]["token_ids"]
+    result = run("chat", litertlm, "--max-output-tokens", "3", stdin=b"a boat\nand a key\n")
+    assert (result.returncode, result.stderr) == (0, b"")
+    scored = json.loads(run("score", task, "--text", "a boat", "--json").stdout)
+    assert scored["ids"][0] == 2
+    assert len(scored["logprobs"]) == len(scored["ids"]) - 1
+    result = run("run", task, "a boat", "--weights", "ram")
+    assert result.returncode == ExitCode.USAGE
+    assert b"weights='ram'" in result.stderr
+
+
+def test_a_bare_graph_is_told_its_tokens_by_options(tmp_path: Path) -> None:
+    graph, tokenizer = LITERT / "gemma3_q4_block32_ekv128.tflite", TOKENIZERS / "bpe_512_byte_fallback.model"
+    options = ("--tokenizer", tokenizer, "--start-token", "<s>", "--stop-token", "1", "--stop-token", "<end_of_turn>")
+    result = run("run", graph, "a boat", "--json", "--max-output-tokens", "4", *options, "--cache-dir", tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert [path.suffix for path in tmp_path.iterdir()] == [".xnnpack_cache"]
+    lines = run("score", graph, "--ids", "2,5,7").stdout.decode().splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == ["5", "7"]
+    result = run("run", graph, "a boat")
+    assert result.returncode == ExitCode.BAD_DATA
+    assert b"--tokenizer" in result.stderr
+
+
 def test_a_lone_argument_is_a_prompt_however_short_or_long() -> None:
     for prompt in ("", "abc" * 2000):
         assert run("run", prompt, "--max-tokens", "8192", "--max-output-tokens", "1").returncode == 0
@@ -113,6 +145,7 @@ def test_a_prompt_that_is_no_text_is_named(tmp_path: Path) -> None:
         (OSError(28, "No space left on device"), ExitCode.IO_ERROR),
         (MemoryError(), ExitCode.TRY_LATER),
         (NotImplementedError("preferred_backend"), ExitCode.UNAVAILABLE),
+        (ImportError('pip install "hearthlm[litert]"'), ExitCode.UNAVAILABLE),
         (hearthlm.ContextLengthError(9, 5), ExitCode.BAD_DATA),
         (ValueError("top_k"), ExitCode.USAGE),
         (ZeroDivisionError(), ExitCode.INTERNAL),
@@ -487,3 +520,43 @@ def test_quantize_compares_methods(small_checkpoint: Path, tmp_path: Path) -> No
     assert cost["float"] == 0
     assert 0 < cost["8/8/8 minmax"] < cost["4/4/8 minmax"] < cost["4/4/4 minmax"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "text.txt"]
+
+
+def test_an_answer_is_held_to_a_form(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    properties = {"ok": {"type": "boolean"}}
+    schema.write_text(
+        json.dumps({"type": "object", "properties": properties, "required": ["ok"], "additionalProperties": False})
+    )
+    answer = run("run", "Hello", "--json-schema", schema, "--max-tokens", "400", "--temperature", "0").stdout
+    assert json.loads(answer) in ({"ok": True}, {"ok": False})
+    assert run("run", "Hello", "--regex", "(yes|no)[.]").stdout in (b"yes.\n", b"no.\n")
+    schema.write_text("{")
+    for wrong, says in (
+        (("--json-schema", schema), b"expected JSON"),
+        (("--regex", "("), b"cannot be enforced"),
+        (("--regex", "a", "--json-schema", schema), b"got both"),
+        (("--json-schema", tmp_path / "none.json"), b"none.json"),
+    ):
+        result = run("run", "Hello", *wrong)
+        assert result.returncode in (ExitCode.USAGE, ExitCode.NO_INPUT)
+        assert says in result.stderr
+        assert result.stdout == b""
+
+
+def test_export_writes_what_the_ending_says(tmp_path: Path) -> None:
+    folder = write_demo_checkpoint(tmp_path / "checkpoint")
+    options = ("--prefill-length", "8", "--cache-length", "64", "--quantization", "int4")
+    planned = json.loads(run("export", folder, "-o", tmp_path / "m.tflite", *options, "--dry-run", "--json").stdout)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint"]
+    assert planned["num_operators"].keys() == {"prefill_8", "decode"}
+    described = run("export", folder, "-o", tmp_path / "m.tflite", *options, "--dry-run").stdout.decode()
+    assert "family gemma3, int4" in described and "embedding" in described
+    for ending in ("tflite", "task", "litertlm"):
+        path = tmp_path / f"m.{ending}"
+        result = run("export", folder, "-o", path, *options)
+        assert result.stdout.decode().strip() == str(path), result.stderr
+        assert json.loads(run("inspect", path, "--json").stdout)["format"] == ending
+    assert (tmp_path / "m.tflite").stat().st_size == planned["num_bytes"]
+    refused = run("export", folder, "-o", tmp_path / "m.task", "--kv-layout", "default")
+    assert refused.returncode == ExitCode.USAGE and b"transposed" in refused.stderr

@@ -31,7 +31,7 @@ from hearthlm import (
     inspect_model,
 )
 from hearthlm.converter import ConversionConfig, convert_checkpoint, plan_conversion
-from hearthlm.formats import weights_bin
+from hearthlm.formats import tensor_plan, weights_bin
 from hearthlm.formats.weights_bin import WeightsBin
 from hearthlm.models.model_types import MODEL_TYPES
 from hearthlm.quantization import dequantize
@@ -514,7 +514,7 @@ def test_a_full_disk_at_any_write_leaves_the_old_file(tmp_path: Path, monkeypatc
     config = gemma(tmp_path)
     output = Path(convert_checkpoint(config).output_file)
     whole = output.read_bytes()
-    write_at: Callable[..., None] = weights_bin._write_at
+    write_at: Callable[..., None] = tensor_plan.write_at
     allowed = countdown = 0
 
     def write_until_full(*arguments: Any) -> None:
@@ -524,7 +524,7 @@ def test_a_full_disk_at_any_write_leaves_the_old_file(tmp_path: Path, monkeypatc
             raise OSError(28, "No space left on device")
         write_at(*arguments)
 
-    monkeypatch.setattr(weights_bin, "_write_at", write_until_full)
+    monkeypatch.setattr(weights_bin, "write_at", write_until_full)
     while True:
         output.write_bytes(b"before")
         countdown = allowed

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hearthlm.runtime import cpu_count
 from hearthlm.runtime.cpu_count import cpu_quota, default_num_threads
 
 
@@ -29,8 +30,8 @@ V1 = "11:memory:/docker/x\n4:cpu,cpuacct:/docker/x\n0::/"
     [
         ({}, None),
         ({"sys/fs/cgroup/cpu.max": "max 100000"}, None),
-        ({"sys/fs/cgroup/cpu.max": "350000 100000"}, 3),
-        ({"sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
+        ({"sys/fs/cgroup/cpu.max": "350000 100000"}, 3.5),
+        ({"sys/fs/cgroup/cpu.max": "50000 100000"}, 0.5),
         ({"sys/fs/cgroup/cpu.max": "200000 0"}, None),
         ({"sys/fs/cgroup/cpu.max": "nonsense"}, None),
         ({"proc/self/cgroup": V2, "sys/fs/cgroup/user.slice/app.scope/cpu.max": "200000 100000"}, 2),
@@ -71,7 +72,7 @@ V1 = "11:memory:/docker/x\n4:cpu,cpuacct:/docker/x\n0::/"
     ],
 )
 def test_the_least_quota_of_the_process_and_the_groups_above_counts(
-    tmp_path: Path, files: dict[str, str], expected: int | None
+    tmp_path: Path, files: dict[str, str], expected: float | None
 ) -> None:
     assert cpu_quota(tree(tmp_path, files)) == expected
 
@@ -84,6 +85,14 @@ def test_one_allowed_processor_means_one_thread() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(None, 3), (1.5, 1), (0.5, 1), (9.0, 3)])
+def test_a_quota_bounds_the_threads(quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_count, "usable_cpus", lambda: {0, 1, 2})
+    monkeypatch.setattr(cpu_count, "_read", lambda path: None)  # no siblings: three cores
+    monkeypatch.setattr(cpu_count, "cpu_quota", lambda: quota)
+    assert default_num_threads() == threads
 
 
 def test_there_is_always_a_thread() -> None:

@@ -73,6 +73,9 @@ class CountingExecutor:
     def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]], adapter: object = None) -> CountingState:
         return CountingState(arrays["ids"].tolist())
 
+    def chunk_length(self, state: CountingState, num_ids: int, wanted: str, budget: int) -> int:
+        return min(num_ids, budget)
+
     def forward(self, requests: Sequence[ForwardRequest]) -> list[NDArray[np.float32] | None]:
         time.sleep(self.delay_s)
         self.steps.append([len(request.ids) for request in requests])

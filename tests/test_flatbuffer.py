@@ -14,7 +14,9 @@ from hearthlm.formats.flatbuffer import (
     MAX_VECTOR_LENGTH,
     Fields,
     FlatbufferReader,
+    Packed,
     Scalar,
+    Shared,
     Table,
     build_flatbuffer,
 )
@@ -167,3 +169,16 @@ def test_a_table_that_is_its_own_child_ends() -> None:
     struct.pack_into("<I", data, position, (struct.unpack_from("<I", data)[0] - position) % 2**32)
     with pytest.raises(ModelFormatError):
         list(root(bytes(data)).tables(0, "child"))
+
+
+def test_packed_numbers_are_aligned_and_shared_tables_written_once() -> None:
+    shared = Shared({0: Packed(b"\x01\x02\x03", 3, 16), 1: Packed(struct.pack("<2q", 5, 6), 2, 8)})
+    data = build_flatbuffer({0: [{0: shared}, {0: "x", 1: shared}], 1: Scalar("f", 0.5)}, b"TEST")
+    assert data.count(b"\x01\x02\x03") == 1
+    assert data.index(b"\x01\x02\x03") % 16 == 0
+    assert data.index(struct.pack("<2q", 5, 6)) % 8 == 0
+    first, second = (
+        table.table(field, "shared") for table, field in zip(root(data).tables(0, "t"), (0, 1), strict=True)
+    )
+    assert first is not None and second is not None
+    assert first.byte_range(0) == second.byte_range(0) == (data.index(b"\x01\x02\x03"), 3)

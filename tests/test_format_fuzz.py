@@ -208,7 +208,7 @@ def test_mutated_torch_archives(tmp_path: Path) -> None:
 
 def read_task_bundle(path: Path) -> None:
     with TaskBundle.open(path) as bundle:
-        _ = bundle.sentencepiece_model, bundle.tokenizer_json, bundle.parameters.stop_tokens
+        _ = bundle.sentencepiece_model, bundle.tokenizer_json, bundle.parameters.stop_tokens, bundle.llm_metadata
         llm_signatures(bundle.model, "m")
         for name in bundle.entries:
             bytes(bundle.entry(name))
@@ -232,7 +232,8 @@ def test_mutated_task_bundles(tmp_path: Path) -> None:
 
 def read_litertlm(path: Path) -> None:
     with LiteRtLmFile.open(path) as file:
-        _ = file.sentencepiece_model, file.tokenizer_json
+        _ = file.sentencepiece_model, file.tokenizer_json, file.own_entry("METADATA")
+        _ = file.metadata, file.executor_metadata
         for section in file.sections:
             bytes(file.data(section))
 
@@ -241,7 +242,16 @@ def test_mutated_litertlm_files(tmp_path: Path) -> None:
     data = (Path(__file__).parent / "golden" / "litert" / "hf_llama_wi8.litertlm").read_bytes()[: 4 * 16384]
     end = int.from_bytes(data[24:32], "little")  # the last section is cut off: half of the mutants begin with that lie
     whole = data.replace(struct.pack("<Q", 724848), struct.pack("<Q", len(data)))
-    fuzz([(whole, end), (data, end)], mutated, tmp_path / "m.litertlm", read_litertlm)
+
+    def mutated_sections(data: bytes, head: int, dice: random.Random) -> bytes:
+        """Change the header, or what lies in a message."""
+        if dice.random() < 0.5:
+            return mutated(data, head, dice)
+        begin, size = dice.choice([(16384, 519), (2 * 16384, 266)])
+        section = mutated(data[begin : begin + size], size, dice)[:size].ljust(size, b"\0")
+        return data[:begin] + section + data[begin + size :]
+
+    fuzz([(whole, end), (data, end)], mutated_sections, tmp_path / "m.litertlm", read_litertlm)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 7, 8, 21, 64])

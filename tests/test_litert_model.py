@@ -129,6 +129,14 @@ UNKNOWN: dict[str, tuple[dict[str, tuple[Any, Any]], str]] = {
         {**SIGNATURES, "decode": ({**step(1), "pixels": (FLOAT32, [1])}, {**LOGITS, **CACHE})},
         "; got input_pos, pixels, tokens -> logits",
     ),
+    "an image": (
+        {**SIGNATURES, "decode": ({**step(1), "pixels": (FLOAT32, [1])}, {**LOGITS, **CACHE})},
+        "; pixels: images and audio are not read, prompts are text",
+    ),
+    "an encoder": (
+        {"encode": ({"audio_samples": (FLOAT32, [1])}, LOGITS)},
+        "got encode; audio_samples: images and audio are not read, prompts are text",
+    ),
     "no logits": ({**SIGNATURES, "decode": (step(1), CACHE)}, "'decode': expected one of .* -> none"),
     "two conventions": (
         {**SIGNATURES, "prefill_8": (step(8, tokens="embeddings") | {"mask": (FLOAT32, [8])}, CACHE)},

@@ -22,7 +22,7 @@ from hearthlm.models import FAMILIES, read_config
 from hearthlm.models.model_types import MODEL_TYPES
 from hearthlm.quantization import bfloat16_to_float32, dequantize, float32_to_bfloat16
 from hearthlm.runtime import transformer
-from hearthlm.runtime.lora import LoraAdapter, open_adapter, write_lora_bin
+from hearthlm.runtime.lora import Adapter, LoraAdapter, open_adapter, write_lora_bin
 from hearthlm.runtime.model import Model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -133,7 +133,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlmInference]:
         yield model
 
 
-def greedy(llm: LlmInference, ids: list[int], lora: LoraAdapter | None, count: int = 12) -> list[int]:
+def greedy(llm: LlmInference, ids: list[int], lora: Adapter | None, count: int = 12) -> list[int]:
     from hearthlm.runtime.sampler import Sampler
     from hearthlm.runtime.session import Session
 
@@ -149,7 +149,7 @@ def test_several_adapters_serve_side_by_side_and_prefixes_are_not_mixed(
     from hearthlm.runtime.sampler import Sampler
     from hearthlm.runtime.session import Session
 
-    loaded: list[LoraAdapter | None] = [None, *(llm.load_lora(path) for path in adapters)]
+    loaded: list[Adapter | None] = [None, *(llm.load_lora(path) for path in adapters)]
     ids = random_ids(CONFIGS["gemma_mqa"], 40)
     alone = [greedy(llm, ids, lora) for lora in loaded]
     assert len({tuple(answer) for answer in alone}) == 3
@@ -170,7 +170,7 @@ def test_recorded_steps_add_what_an_adapter_adds_call_by_call(
     llm: LlmInference, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = random_ids(CONFIGS["gemma_mqa"], 30)
-    loaded: list[LoraAdapter | None] = [None, *(llm.load_lora(path) for path in adapters)]
+    loaded: list[Adapter | None] = [None, *(llm.load_lora(path) for path in adapters)]
     recorded = [greedy(llm, ids, lora) for lora in loaded]
     monkeypatch.setattr(transformer, "MAX_RECORDED_ROWS", 0)
     assert [greedy(llm, ids, lora) for lora in loaded] == recorded
@@ -244,7 +244,9 @@ def test_a_setting_that_changes_the_result_and_is_not_understood_is_refused(
 def test_settings_of_scale_are_obeyed(llm: LlmInference, tmp_path: Path) -> None:
     tensors = draw_adapter("gemma_mqa")
     role = "layers.0.attention.query"
-    plain = llm.load_lora(write_adapter(tmp_path / "a", tensors)).factors[role]
+    plain_adapter = llm.load_lora(write_adapter(tmp_path / "a", tensors))
+    assert isinstance(plain_adapter, LoraAdapter)
+    plain = plain_adapter.factors[role]
     for settings, factor in (
         ({"lora_alpha": 4}, 0.5),
         ({"use_rslora": True}, 2.0),
@@ -252,6 +254,7 @@ def test_settings_of_scale_are_obeyed(llm: LlmInference, tmp_path: Path) -> None
         ({"alpha_pattern": {"layers.0.self_attn.q_proj": 2}, "rank_pattern": {"q_proj": 4}, "r": 4}, 0.25),
     ):
         adapter = llm.load_lora(write_adapter(tmp_path / "b", tensors, **settings))
+        assert isinstance(adapter, LoraAdapter)
         assert np.allclose(up_of(adapter.factors[role]), up_of(plain) * factor)
 
 
@@ -309,7 +312,9 @@ def test_factors_take_16_bits_where_that_loses_nothing(llm: LlmInference, tmp_pa
     halves = np.round(down, 1).astype(np.float16)
     for half, kept in ((halves, halves.astype(np.float32)), (bits, bfloat16_to_float32(bits)), (down, down)):
         tensors[name.format("A")] = kept
-        factors = llm.load_lora(write_adapter(tmp_path / str(half.dtype), tensors, lora_alpha=3)).factors[role]
+        adapter = llm.load_lora(write_adapter(tmp_path / str(half.dtype), tensors, lora_alpha=3))
+        assert isinstance(adapter, LoraAdapter)
+        factors = adapter.factors[role]
         assert factors.down.data.dtype == half.dtype
         np.testing.assert_array_equal(dequantize(factors.down), kept)
         np.testing.assert_array_equal(dequantize(factors.up_transposed).T, up)

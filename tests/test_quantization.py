@@ -23,6 +23,7 @@ from hearthlm.quantization import (
     float32_to_bfloat16,
     pack_int4,
     quantize,
+    quantize_blocks,
     unpack_int4,
 )
 from hearthlm.runtime.error_compensation import ErrorCompensation
@@ -354,3 +355,34 @@ def test_bfloat16_is_the_nearest_one(value: float) -> None:
 def test_a_matrix_that_contradicts_itself_is_refused(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WeightMatrix(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+def test_scales_of_blocks_are_floats_of_both_16_bit_kinds(method: QuantizationMethod) -> None:
+    values = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    values *= 10.0 ** np.linspace(-9, 4, 64, dtype=np.float32)[:, None]
+    matrix = quantize_blocks(values, method=method)
+    scales = matrix.scales
+    assert scales is not None
+    np.testing.assert_array_equal(scales, scales.astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(scales, bfloat16_to_float32(float32_to_bfloat16(scales)))
+    largest = np.abs(values).max(axis=1)
+    error = np.abs(dequantize(matrix) - values).max(axis=1)
+    is_normal = largest > 1e-3  # below, float16 has ever fewer scales
+    assert (error[is_normal] <= (0.15 if method == "minmax" else 0.6) * largest[is_normal]).all()
+    assert (error <= largest).all()
+
+
+def test_blocks_of_least_error_have_less() -> None:
+    values = np.random.default_rng(0).normal(size=(256, 32)).astype(np.float32)
+    errors = [
+        np.square(dequantize(quantize_blocks(values, method=method)) - values).sum() for method in ("minmax", "mse")
+    ]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_blocks_that_no_float16_scale_fits_are_refused() -> None:
+    with pytest.raises(ValueError, match="larger than a float16 scale allows"):
+        quantize_blocks(np.full((1, 32), 1e6, np.float32))
+    with pytest.raises(ValueError, match="not finite"):
+        quantize_blocks(np.full((1, 32), np.inf, np.float32))

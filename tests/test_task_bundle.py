@@ -8,6 +8,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,22 @@ from hearthlm.errors import (
     UnsafeFileError,
     UnsupportedModelError,
 )
+from hearthlm.formats import llm_metadata_pb2 as messages
 from hearthlm.formats import stored_zip
+from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, write_llm_metadata
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
-from hearthlm.formats.task_bundle import METADATA, MODEL, TOKENIZER, TOKENIZER_JSON, TaskBundle, write_task_bundle
+from hearthlm.formats.task_bundle import (
+    CHAT_TEMPLATE,
+    LLM_METADATA,
+    METADATA,
+    MODEL,
+    TOKENIZER,
+    TOKENIZER_JSON,
+    TaskBundle,
+    write_task_bundle,
+)
 from hearthlm.model_info import inspect_file
+from hearthlm.models.family import PromptTemplates
 
 GOLDEN = Path(__file__).parent / "golden"
 BUNDLES = sorted([*GOLDEN.glob("outputs/*/bundle_*.task"), *GOLDEN.glob("litert/*.task")])
@@ -320,3 +333,42 @@ def test_a_tokenizer_with_a_flipped_bit_is_refused(name: str, tmp_path: Path) ->
     with TaskBundle.open(path) as bundle, pytest.raises(CorruptFileError, match=f"{name}: expected the checksum"):
         read[name](bundle)
     assert zlib.crc32(b"tokenizer") != zlib.crc32(b"tokenizes")
+
+
+def test_how_a_model_is_talked_to(tmp_path: Path) -> None:
+    path = tmp_path / "a.task"
+    path.write_bytes(written({**PARTS, CHAT_TEMPLATE: "{{ messages }} é".encode()}))
+    with TaskBundle.open(path) as bundle:
+        assert bundle.llm_metadata == LlmMetadata(start_token="<bos>", chat_template="{{ messages }} é")
+    told = LlmMetadata(start_token=(2,), sampler=SamplerDefaults(top_k=40), model_type="gemma3")
+    said = {METADATA: b"2\x05<bos>B\x08\x0a\x06kindly", LLM_METADATA: write_llm_metadata(told)}
+    path.write_bytes(written({**PARTS, **said}))
+    with TaskBundle.open(path) as bundle:
+        assert bundle.llm_metadata == replace(told, templates=PromptTemplates(session_prefix="kindly"))
+    # Its turns of images are no text in LlmParameters; the start token tells that it is the other message.
+    model_type = messages.LlmModelType(gemma3=messages.OtherModel.FromString(b"\x0a\x02\x0a\x00\x18\x80\x07"))
+    message = messages.LlmMetadata(
+        start_token=messages.TokenUnion(token_str="<s>"),
+        stop_tokens=[messages.TokenUnion(token_ids=messages.TokenIds(ids=[1]))],
+        llm_model_type=model_type,
+        jinja_prompt_template="é",
+    )
+    path.write_bytes(written({**PARTS, METADATA: message.SerializeToString()}))
+    with TaskBundle.open(path) as bundle:
+        assert (bundle.llm_metadata.start_token, bundle.llm_metadata.model_type) == ("<s>", "gemma3")
+        assert bundle.llm_metadata.chat_template == "é"
+        assert bundle.parameters.start_token == "<s>"
+        assert list(bundle.parameters.stop_token_ids) == [1]
+
+
+def test_a_message_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.task"
+    for entries, says in (
+        ({LLM_METADATA: b"\xff"}, "HEARTHLM_LLM_METADATA: expected a message LlmMetadata"),
+        ({CHAT_TEMPLATE: b"\xff"}, "HEARTHLM_CHAT_TEMPLATE: the text is not UTF-8"),
+        ({METADATA: b"\x0a\x03\x12\x01a(" + b"\xff" * 9 + b"\x01"}, "METADATA: max_num_tokens: expected"),
+        ({METADATA: b"\xff"}, "METADATA: expected a message LlmParameters"),
+    ):
+        path.write_bytes(written({**PARTS, **entries}))
+        with pytest.raises(CorruptFileError, match=says), TaskBundle.open(path) as bundle:
+            bundle.llm_metadata  # noqa: B018

@@ -47,6 +47,9 @@ class InMemory:
     def vector(self, spec: TensorSpec) -> NDArray[np.float32]:
         return rows_of(self._tensors[spec.checkpoint_name], spec)
 
+    def release_pages(self) -> None:
+        pass
+
 
 def executor(name: str, *, bits: int | None = None, num_threads: int = 1, **options: Any) -> TransformerExecutor:
     config = CONFIGS[name]

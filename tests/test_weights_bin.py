@@ -24,9 +24,9 @@ from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.flatbuffer import Fields, Scalar, build_flatbuffer
 from hearthlm.formats.gpu_layout import blocks_from_rows, rows_from_blocks
 from hearthlm.formats.llm_parameters_pb2 import DESCRIPTOR, LlmModelType, LlmParameters
+from hearthlm.formats.tensor_plan import TensorPlan
 from hearthlm.formats.weights_bin import (
     MAX_HEAD_BYTES,
-    TensorPlan,
     WeightsBin,
     is_weights_bin,
     write_weights_bin,
@@ -418,7 +418,7 @@ def test_one_tensor_at_a_time_is_produced(tmp_path: Path) -> None:
 def test_pieces_make_the_same_file_as_the_whole(
     dtype: str, backend: str, num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hearthlm.formats import weights_bin
+    from hearthlm.formats import tensor_plan
 
     if (dtype, backend) == ("float16", "cpu"):
         pytest.skip("the CPU layout has no float16")
@@ -427,7 +427,7 @@ def test_pieces_make_the_same_file_as_the_whole(
     matrix = quantize(values, int(dtype[3:])) if dtype.startswith("int") else WeightMatrix(dtype, values.shape, values)  # type: ignore[arg-type]
     plans = [TensorPlan.of("a.w", matrix), TensorPlan.of("b", np.arange(9, dtype=np.float32))]
     whole = write(tmp_path / "whole.bin", plans, backend=backend).read_bytes()
-    monkeypatch.setattr(weights_bin, "_PIECE_VALUES", 8 * columns)
+    monkeypatch.setattr(tensor_plan, "_PIECE_VALUES", 8 * columns)
     written: list[tuple[str, int]] = []
     path = write(
         tmp_path / "pieces.bin", plans, backend=backend, num_threads=num_threads, progress=lambda *p: written.append(p)
@@ -454,12 +454,12 @@ def test_a_failure_leaves_what_was_there(error: type[BaseException], tmp_path: P
 
 @pytest.mark.parametrize("failing_write", range(13))
 def test_a_full_disk_leaves_what_was_there(failing_write: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hearthlm.formats import weights_bin
+    from hearthlm.formats import tensor_plan, weights_bin
 
     path = tmp_path / "m.bin"
     path.write_bytes(b"before")
     countdown = failing_write
-    write_at = weights_bin._write_at
+    write_at = tensor_plan.write_at
 
     def write_until_full(*args: Any) -> None:
         nonlocal countdown
@@ -468,7 +468,7 @@ def test_a_full_disk_leaves_what_was_there(failing_write: int, tmp_path: Path, m
         countdown -= 1
         write_at(*args)
 
-    monkeypatch.setattr(weights_bin, "_write_at", write_until_full)
+    monkeypatch.setattr(weights_bin, "write_at", write_until_full)
     plans = [TensorPlan.of(f"{i}.w", random_matrix((4, 4), 8)) for i in range(4)]  # 8 tensors, 3 entries, the head
     if failing_write < 12:
         with pytest.raises(OSError, match="No space"):

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hearthlm import bundler
-    from hearthlm.answer import GenerationResult
+    from hearthlm import batch, bundler, exporter, repacker
+    from hearthlm.answer import GenerationResult, ResponseIncrement
     from hearthlm.errors import (
         BundleError,
         ContextLengthError,
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         EngineClosedError,
         HearthLMError,
         ModelFormatError,
+        ResponseFormatError,
         SessionBusyError,
         SessionFileError,
         TemplateError,
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
     )
     from hearthlm.llm_inference import LlmInference, LlmInferenceOptions, LlmInferenceSessionOptions
     from hearthlm.llm_inference_session import LlmInferenceSession
+    from hearthlm.machine_info import MachineInfo, MachineLimits, inspect_machine, measure_machine
+    from hearthlm.memory_estimate import MemoryEstimate, estimate_memory
     from hearthlm.model_info import FileInfo, ModelInfo, inspect_file, inspect_model
     from hearthlm.models.family import PromptTemplate, PromptTemplates
+    from hearthlm.runtime.lora import Adapter
     from hearthlm.runtime.sampler import TokenLogprobs
+    from hearthlm.tool_calls import ToolCall, ToolCallReader
 
 # Loaded when first asked for: `import hearthlm` costs next to nothing.
 _HOMES = {
@@ -43,25 +48,36 @@ _HOMES = {
     "LlmInferenceOptions": "llm_inference",
     "LlmInferenceSession": "llm_inference_session",
     "LlmInferenceSessionOptions": "llm_inference",
+    "Adapter": "runtime.lora",
+    "MachineInfo": "machine_info",
+    "MachineLimits": "machine_info",
+    "MemoryEstimate": "memory_estimate",
     "ModelFormatError": "errors",
     "ModelInfo": "model_info",
     "PromptTemplate": "models.family",
     "PromptTemplates": "models.family",
+    "ResponseFormatError": "errors",
+    "ResponseIncrement": "answer",
     "SessionBusyError": "errors",
     "SessionFileError": "errors",
     "TemplateError": "errors",
     "TensorMismatchError": "errors",
     "TokenLogprobs": "runtime.sampler",
     "TokenizerFormatError": "errors",
+    "ToolCall": "tool_calls",
+    "ToolCallReader": "tool_calls",
     "TruncatedFileError": "errors",
     "UnsafeFileError": "errors",
     "UnsupportedModelError": "errors",
+    "estimate_memory": "memory_estimate",
     "inspect_file": "model_info",
+    "inspect_machine": "machine_info",
     "inspect_model": "model_info",
+    "measure_machine": "machine_info",
 }
 
 # As in MediaPipe, the toolchain's parts are modules: `from hearthlm import bundler`.
-_MODULES = ("bundler",)
+_MODULES = ("batch", "bundler", "exporter", "repacker")
 
 __version__ = "0.1.0"
 
@@ -77,23 +93,37 @@ __all__ = [
     "LlmInferenceOptions",
     "LlmInferenceSession",
     "LlmInferenceSessionOptions",
+    "Adapter",
+    "MachineInfo",
+    "MachineLimits",
+    "MemoryEstimate",
     "ModelFormatError",
     "ModelInfo",
     "PromptTemplate",
     "PromptTemplates",
+    "ResponseFormatError",
+    "ResponseIncrement",
     "SessionBusyError",
     "SessionFileError",
     "TemplateError",
     "TensorMismatchError",
     "TokenLogprobs",
     "TokenizerFormatError",
+    "ToolCall",
+    "ToolCallReader",
     "TruncatedFileError",
     "UnsafeFileError",
     "UnsupportedModelError",
     "__version__",
+    "batch",
     "bundler",
+    "estimate_memory",
+    "exporter",
     "inspect_file",
+    "inspect_machine",
     "inspect_model",
+    "measure_machine",
+    "repacker",
 ]
 
 

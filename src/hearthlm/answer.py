@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from hearthlm.errors import EngineClosedError
+from hearthlm.runtime.constraint import Constraint
 from hearthlm.runtime.engine import FinishedGeneration, FinishReason
 from hearthlm.runtime.sampler import Sampler, TokenLogprobs
 from hearthlm.runtime.session import IdStream, Session
@@ -24,6 +27,8 @@ ResultListener = Callable[[str, bool], None]
 ErrorListener = Callable[[Exception], None]
 
 _log = logging.getLogger("hearthlm")
+
+_NO_FAULT_OF_A_CALL = (EngineClosedError, MemoryError)  # the next call would meet them as well
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,42 @@ class GenerationResult:
         return self.finish_reasons[0]
 
 
+@dataclass(frozen=True)
+class ResponseIncrement:
+    """Hold what one step has added to the response `index` of a call; the last one of a response says why it ended.
+
+    `text` is certain, and so may lag behind the tokens. `logprobs`, where they were asked for, has an entry for each
+    of `token_ids`.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: FinishReason | None
+
+
 class Answer:
     """Turn the ids of one response into text, event by event."""
 
-    def __init__(self, stream: IdStream, tokenizer: Tokenizer, stop_strings: Sequence[str]) -> None:
+    def __init__(
+        self,
+        stream: IdStream,
+        tokenizer: Tokenizer,
+        stop_strings: Sequence[str],
+        index: int = 0,
+        shown_ids: Collection[int] = (),
+    ) -> None:
         self._stream = stream
-        self._decoder = StreamDecoder(tokenizer, prompt_tail_ids=stream.session.ids)
+        self._index = index
+        self._num_reported = 0  # ids that increments have told of
+        self._decoder = StreamDecoder(tokenizer, prompt_tail_ids=stream.session.ids, shown_ids=shown_ids)
         self._stops = StopMatcher(stop_strings)
         self._num_prompt_ids = len(stream.session.ids)
         self._parts: list[str] = []
         self._stopped = False
         self.is_done = False
+        self.is_cancelled = False
 
     def advance(self, *, block: bool = True) -> str:
         """Take one event and return the text that it makes certain, often "".
@@ -90,8 +120,19 @@ class Answer:
         if token is None:
             self.close()
         elif self._stopped:
-            self.cancel()
+            self._stream.cancel()
         return text
+
+    def increment(self, text: str) -> ResponseIncrement:
+        """Return what the last event has added, `text` and the ids since the last increment."""
+        begin, self._num_reported = self._num_reported, len(self._stream.session.ids) - self._num_prompt_ids
+        return ResponseIncrement(
+            self._index,
+            text,
+            tuple(self._stream.session.ids[self._num_prompt_ids + begin :]),
+            tuple(self._stream.logprobs[begin : self._num_reported]),
+            self.finish_reason if self.is_done else None,
+        )
 
     def _cut(self, text: str) -> str:
         printable, self._stopped = self._stops.push(text)
@@ -99,6 +140,7 @@ class Answer:
 
     def cancel(self) -> None:
         """End the answer before the next step of the scheduler; what is there can still be read."""
+        self.is_cancelled = True
         self._stream.cancel()
 
     def close(self) -> None:
@@ -145,11 +187,14 @@ class Call:
         stop_strings: Sequence[str],
         max_output_tokens: int | None,
         num_logprobs: int,
+        constraint: Constraint | None = None,
+        shown_ids: Collection[int] = (),
         on_end: Callable[[Answer | None], None],
     ) -> None:
         """Take what is needed to begin.
 
-        `context` returns the ids of the whole context when the call begins. `on_end` is called when the last answer
+        `context` returns the ids of the whole context when the call begins. `shown_ids` are special tokens that the
+        text shows. `on_end` is called when the last answer
         is over, or none could begin, and the session is free again; it gets the first answer, or None.
         """
         self._session = session
@@ -160,6 +205,8 @@ class Call:
         self._stop_strings = stop_strings
         self._max_output_tokens = max_output_tokens
         self._num_logprobs = num_logprobs
+        self._constraint = constraint
+        self._shown_ids = shown_ids
         self._on_end = on_end
         self._streams: list[IdStream] = []
         self.answers: list[Answer] = []
@@ -173,8 +220,12 @@ class Call:
                 stop_ids=self._stop_ids,
                 max_output_tokens=self._max_output_tokens,
                 num_logprobs=self._num_logprobs,
+                constraint=self._constraint,
             )
-            answers = [Answer(stream, self._tokenizer, self._stop_strings) for stream in streams]
+            answers = [
+                Answer(stream, self._tokenizer, self._stop_strings, i, self._shown_ids)
+                for i, stream in enumerate(streams)
+            ]
             if notify is not None:
                 for stream, answer in zip(streams, answers, strict=True):
                     stream.on_event(partial(notify, answer))
@@ -233,27 +284,71 @@ class Call:
         )
 
 
-def run_calls(calls: Iterable[Call], max_at_once: int) -> Iterator[GenerationResult]:
-    """Run calls side by side, at most `max_at_once` of them, and yield their results in the order of the calls.
+@dataclass(eq=False)
+class _Place:
+    """Keep the place of a call in the order of its batch until its outcome is asked for."""
 
-    The first error ends all of them and is raised.
+    outcome: GenerationResult | Exception | None = None
+
+
+def call_outcomes(
+    calls: Iterable[Call | Exception], max_at_once: int, max_ahead: int | None = None
+) -> Generator[GenerationResult | Exception, None, None]:
+    """Run calls side by side, at most `max_at_once` of them, and yield what became of each in the order of the calls.
+
+    A call that fails leaves its exception, and the others go on; an exception among `calls` is one that could not even
+    be made. That the model was closed, or memory ran out, is raised. At most `max_ahead` calls (by default
+    `max_at_once`) are taken from `calls` before the first of them is over: so many results can wait for a long one.
     """
     inbox: queue.SimpleQueue[Answer] = queue.SimpleQueue()
     coming = iter(calls)
-    under_way: deque[Call] = deque()
+    places: deque[_Place] = deque()
+    under_way: dict[Call, _Place] = {}
+    call_of: dict[Answer, Call] = {}
+
+    def outcome_of(step: Callable[[], GenerationResult | None]) -> GenerationResult | Exception | None:
+        try:
+            return step()
+        except (EngineClosedError, MemoryError):  # no fault of a call: the next one would meet it as well
+            raise
+        except Exception as error:
+            return error
+
+    def begin(call: Call) -> None:
+        call.begin(inbox.put)
+        under_way[call] = places[-1]
+        call_of.update(dict.fromkeys(call.answers, call))
+
+    def advance(call: Call, answer: Answer) -> GenerationResult | None:
+        answer.advance(block=False)
+        return call.result() if all(answer.is_done for answer in call.answers) else None
+
     try:
         while True:
-            while len(under_way) < max_at_once and (call := next(coming, None)) is not None:
-                call.begin(inbox.put)
-                under_way.append(call)
-            if not under_way:
+            while len(under_way) < max_at_once and len(places) < (max_ahead or max_at_once):
+                coming_call = next(coming, None)
+                if coming_call is None:
+                    break
+                places.append(_Place())
+                if isinstance(coming_call, Exception):
+                    places[-1].outcome = coming_call
+                else:
+                    places[-1].outcome = outcome_of(partial(begin, coming_call))
+            if not places:
                 return
-            while not all(answer.is_done for answer in under_way[0].answers):
-                inbox.get().advance(block=False)
-            call = under_way.popleft()
-            result = call.result()
-            call.end()
-            yield result
+            if (outcome := places[0].outcome) is not None:
+                places.popleft()
+                yield outcome
+                continue
+            answer = inbox.get()
+            call = call_of.get(answer)
+            if call is not None:  # None: the rest of what a call had made that failed
+                outcome = outcome_of(partial(advance, call, answer))
+                if outcome is not None:
+                    call.end()
+                    under_way.pop(call).outcome = outcome
+                    for ended in call.answers:
+                        del call_of[ended]
     finally:
         for call in under_way:
             call.cancel()
@@ -261,14 +356,23 @@ def run_calls(calls: Iterable[Call], max_at_once: int) -> Iterator[GenerationRes
             call.end()
 
 
+def run_calls(calls: Iterable[Call], max_at_once: int) -> Iterator[GenerationResult]:
+    """Do what `call_outcomes` does, but let the first error end all calls, and raise it."""
+    with closing(call_outcomes(calls, max_at_once)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
+
+
 class Receiver(Protocol):
-    """Get an answer as it comes, on the thread for callbacks."""
+    """Get the answers of a call as they come, on the thread for callbacks."""
 
-    def receive(self, text: str) -> None:
-        """Take an increment; raising ends the answer."""
+    def receive(self, answer: Answer, text: str) -> None:
+        """Take what an event has added to an answer; raising ends the call."""
 
-    def end(self, text: str, error: BaseException | None) -> None:
-        """Take the whole answer, or what made it fail; the session is free by then."""
+    def end(self, call: Call, error: BaseException | None) -> None:
+        """Take the whole call, or what made it fail; the session is free by then."""
 
 
 class FutureReceiver:
@@ -281,11 +385,11 @@ class FutureReceiver:
         self._listener = listener
         self._error_listener = error_listener
 
-    def receive(self, text: str) -> None:
-        if self._listener is not None:
+    def receive(self, answer: Answer, text: str) -> None:
+        if text and self._listener is not None:
             self._listener(text, False)
 
-    def end(self, text: str, error: BaseException | None) -> None:
+    def end(self, call: Call, error: BaseException | None) -> None:
         wanted = self._future.set_running_or_notify_cancel()
         if error is not None:
             if wanted:
@@ -294,7 +398,7 @@ class FutureReceiver:
                 self._error_listener(error)
             return
         if wanted:
-            self._future.set_result(text)
+            self._future.set_result(call.answers[0].text)
         if self._listener is not None:
             self._listener("", True)
 
@@ -309,7 +413,7 @@ class CallbackThread:
         self._thread: threading.Thread | None = None
 
     def deliver(self, call: Call, receiver: Receiver) -> None:
-        """Begin a call of one answer and have `receiver` get it; raises what keeps it from beginning."""
+        """Begin a call and have `receiver` get its answers; raises what keeps it from beginning."""
 
         def notify(answer: Answer) -> None:
             self._inbox.put((call, receiver, answer))
@@ -330,23 +434,23 @@ class CallbackThread:
             thread.join()
 
     def _run(self) -> None:
-        errors: dict[Answer, BaseException] = {}  # of answers that are being cancelled because their receiver raised
+        errors: dict[Call, BaseException] = {}  # of calls that are being cancelled because an answer or receiver failed
         while True:
             call, receiver, answer = self._inbox.get()
             if answer.is_done:  # its other events were taken by who closed the session
                 continue
             try:
                 text = answer.advance(block=False)
-                if text and answer not in errors:
-                    receiver.receive(text)
+                if call not in errors:
+                    receiver.receive(answer, text)
             except BaseException as error:
-                errors[answer] = error
-                answer.cancel()
-            if not answer.is_done:
+                errors.setdefault(call, error)
+                call.cancel()
+            if not all(each.is_done for each in call.answers):
                 continue
             try:
                 call.end()
-                receiver.end(answer.text, errors.pop(answer, None))
+                receiver.end(call, errors.pop(call, None))
             except BaseException:
                 _log.exception("a listener failed after its answer had ended")
             with self._lock:
@@ -367,31 +471,48 @@ def deliver_to_future(
 
 
 async def deliver_to_asyncio(callbacks: CallbackThread, call: Call) -> AsyncGenerator[str, None]:
-    """Begin a call and yield its text; leaving ends the work, and waits until the session is free again."""
-    items: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+    """Begin a call of one answer and yield its text; leaving ends the work, and waits until the session is free."""
+    async with contextlib.aclosing(deliver_increments(callbacks, call)) as items:
+        async for item in items:
+            if isinstance(item, ResponseIncrement) and item.text:
+                yield item.text
+
+
+async def deliver_increments(
+    callbacks: CallbackThread, call: Call
+) -> AsyncGenerator[ResponseIncrement | GenerationResult, None]:
+    """Begin a call and yield what each step adds, last the result; leaving ends the work, as above."""
+    items: asyncio.Queue[ResponseIncrement | GenerationResult | BaseException] = asyncio.Queue()
     callbacks.deliver(call, _AsyncioReceiver(asyncio.get_running_loop(), items))
-    item: str | BaseException | None = ""
+    is_over = False
     try:
-        while isinstance(item := await items.get(), str):
+        while not is_over:
+            item = await items.get()
+            is_over = not isinstance(item, ResponseIncrement)
+            if isinstance(item, BaseException):
+                raise item
             yield item
-        if item is not None:
-            raise item
     finally:
         call.cancel()
-        while isinstance(item, str):
-            item = await items.get()
+        while not is_over:
+            is_over = not isinstance(await items.get(), ResponseIncrement)
 
 
 class _AsyncioReceiver:
-    """Pass an answer on to a queue of an event loop, and last None or what made it fail."""
+    """Pass answers on to a queue of an event loop, and last the result or what made them fail."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, items: asyncio.Queue[str | BaseException | None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        items: asyncio.Queue[ResponseIncrement | GenerationResult | BaseException],
+    ) -> None:
         self._loop = loop
         self._items = items
 
-    def receive(self, text: str) -> None:
-        self._loop.call_soon_threadsafe(self._items.put_nowait, text)
+    def receive(self, answer: Answer, text: str) -> None:
+        if not answer.is_cancelled:  # else nobody reads it
+            self._loop.call_soon_threadsafe(self._items.put_nowait, answer.increment(text))
 
-    def end(self, text: str, error: BaseException | None) -> None:
+    def end(self, call: Call, error: BaseException | None) -> None:
         if not self._loop.is_closed():  # else nobody waits for it
-            self._loop.call_soon_threadsafe(self._items.put_nowait, error)
+            self._loop.call_soon_threadsafe(self._items.put_nowait, call.result() if error is None else error)

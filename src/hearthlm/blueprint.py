@@ -1,8 +1,10 @@
-"""What model a checkpoint is: its family, its architecture, and MediaPipe's type for it."""
+"""What model a checkpoint is, its family, its architecture and MediaPipe's type for it; and what it has beyond that."""
 
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +12,17 @@ from hearthlm.errors import TensorMismatchError, UnsupportedModelError
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.llm_parameters import llm_parameters
 from hearthlm.models import FAMILIES, read_config
-from hearthlm.models.family import Family
+from hearthlm.models.family import Family, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES, ModelType
 from hearthlm.models.params import Architecture
 from hearthlm.runtime.checkpoint_source import CheckpointSource
 
 _log = logging.getLogger("hearthlm")
+
+# In a checkpoint, but of no use to the text model.
+_OTHER_PARTS = re.compile(r"(^|\.)(vision_tower|vision_model|multi_modal_projector|audio_tower)\.")
+_COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+_IN_A_LAYER = re.compile(r"(^|\.)(layers|h)\.\d+\.")
 
 
 def blueprint(
@@ -81,6 +88,24 @@ def blueprint(
             ) from None
         return family, architecture, None
     return family, untied, named
+
+
+def left_over(
+    checkpoint: Checkpoint, specs: Iterable[TensorSpec], source: CheckpointSource, ignored: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Return the checkpoint's tensors that are none of `specs`, nor `ignored`.
+
+    Raises TensorMismatchError for one that belongs to the layers of the model.
+    """
+    used = {source.name_of(spec) for spec in specs} | set(ignored)
+    names = [name for name in checkpoint.names if name not in used]
+    for name in names:
+        if _IN_A_LAYER.search(name) and not _OTHER_PARTS.search(name) and not _COMPUTED.search(name):
+            raise TensorMismatchError(
+                f"{source.path}: the model has no place for the tensor {name[:120]!r}, which would change its "
+                "answers; is model_type right?"
+            )
+    return tuple(names)
 
 
 def _config_from_shapes(

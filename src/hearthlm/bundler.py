@@ -19,9 +19,10 @@ from hearthlm.formats.litert_model import llm_signatures, read_litert_model
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.task_bundle import TaskBundle, write_task_bundle
-from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece, sentencepiece_model
+from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
 from hearthlm.tokenizers.hugging_face_to_sentencepiece import MAX_CONFIG_BYTES, is_byte_level, to_sentencepiece
 from hearthlm.tokenizers.markup import is_markup
+from hearthlm.tokenizers.sentencepiece_model import have_same_pieces
 
 StrPath = str | os.PathLike[str]
 
@@ -194,7 +195,8 @@ def _read_tokenizer(config: BundleConfig) -> _BundledTokenizer:
         settings = beside.get(task_bundle.TOKENIZER_CONFIG, b"")
         model = to_sentencepiece(data, settings)
         if (original := folder / "tokenizer.model").is_file():
-            model = _original_if_same(_read(original, task_bundle.MAX_TOKENIZER_BYTES), model)
+            found = _read(original, task_bundle.MAX_TOKENIZER_BYTES)
+            model = found if have_same_pieces(found, model) else model
         byte_level = is_byte_level(data)
         exact = from_hugging_face(data, parse_json_object(settings or b"{}", "tokenizer_config.json", MAX_CONFIG_BYTES))
     except HearthLMError as error:
@@ -208,15 +210,6 @@ def _read_tokenizer(config: BundleConfig) -> _BundledTokenizer:
             "tokenizer.json tells by itself"
         )
     return _BundledTokenizer(exact, model, byte_level, {task_bundle.TOKENIZER_JSON: data, **beside})
-
-
-def _original_if_same(original: bytes, converted: bytes) -> bytes:
-    """Return the SentencePiece model that a tokenizer.json was made from, if it has the same pieces."""
-    try:
-        same = sentencepiece_model.parse(original).pieces == sentencepiece_model.parse(converted).pieces
-    except HearthLMError:
-        return converted
-    return original if same else converted
 
 
 def _read(path: Path, max_bytes: int) -> bytes:

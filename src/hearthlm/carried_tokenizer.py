@@ -14,6 +14,7 @@ from hearthlm.errors import UnsupportedModelError
 from hearthlm.formats.checkpoint import read_json_file
 from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
 from hearthlm.tokenizers.hugging_face_to_sentencepiece import is_byte_level, to_sentencepiece
+from hearthlm.tokenizers.sentencepiece_model import have_same_pieces
 
 _log = logging.getLogger("hearthlm")
 
@@ -66,9 +67,10 @@ class CarriedTokenizer:
         return {"tokenizer_json": self.tokenizer_json.decode("utf-8"), "tokenizer_config": config}
 
     @classmethod
-    def find(cls, path: Path, *, mediapipe_compatible: bool) -> CarriedTokenizer:
+    def find(cls, path: Path, *, mediapipe_compatible: bool, needs_sentencepiece: bool = True) -> CarriedTokenizer:
         """Read a SentencePiece model, a tokenizer.json, or what a folder has of the two.
 
+        Where there is no SentencePiece model it is made, if `needs_sentencepiece`.
         Raises FileNotFoundError where there is none, TokenizerFormatError for one that is not sound.
         """
         if path.is_file():
@@ -88,17 +90,18 @@ class CarriedTokenizer:
             carried = cls(as_pieces)
             carried.tokenizer  # noqa: B018 -- refuses what is not sound
             return carried
-        exact = from_hugging_face(as_json, fields)
+        from_hugging_face(as_json, fields)  # refuses what is not sound
         raw = settings.read_bytes() if settings.is_file() else b""
         if mediapipe_compatible:
             return cls(to_sentencepiece(as_json, raw, mediapipe_compatible=True))
-        if as_pieces is not None:
-            pieces = from_sentencepiece(as_pieces)
-            if pieces.vocab_size == exact.vocab_size:
-                return cls(as_pieces)  # the same vocabulary twice
-            return cls(as_pieces, as_json, fields)
-        try:
-            return cls(to_sentencepiece(as_json, raw), as_json, fields)
-        except UnsupportedModelError as error:
-            _log.warning("%s: only hearthlm can read the tokenizer of this file: %s", folder, error)
+        if as_pieces is None and not needs_sentencepiece:
             return cls(None, as_json, fields)
+        try:
+            made = to_sentencepiece(as_json, raw)
+        except UnsupportedModelError as error:
+            if as_pieces is None:
+                _log.warning("%s: only hearthlm can read the tokenizer of this file: %s", folder, error)
+            return cls(as_pieces, as_json, fields)
+        if as_pieces is not None and have_same_pieces(as_pieces, made):
+            return cls(as_pieces)  # the same vocabulary twice
+        return cls(made, as_json, fields)

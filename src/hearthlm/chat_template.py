@@ -77,7 +77,12 @@ class ChatTemplate:
         self._template = _guarded(lambda: _environment().from_string(source))
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, variables: Mapping[str, str]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        variables: Mapping[str, str],
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """Return the text of a conversation; `variables` are names such as bos_token.
 
@@ -87,7 +92,7 @@ class ChatTemplate:
             **variables,
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
-            "tools": None,
+            "tools": [dict(tool) for tool in tools] or None,
             "documents": None,
         }
         text: str = _guarded(lambda: _concat(self._template.generate(values)))

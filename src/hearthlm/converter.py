@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, replace
@@ -18,13 +16,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hearthlm.blueprint import blueprint
+from hearthlm.blueprint import blueprint, left_over
 from hearthlm.carried_tokenizer import CarriedTokenizer
 from hearthlm.errors import CorruptFileError, TensorMismatchError, UnsupportedModelError
+from hearthlm.formats.atomic_file import check_space, make_folder
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.llm_parameters import llm_parameters
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
-from hearthlm.formats.weights_bin import WEB_MIN_BYTES, TensorPlan, write_weights_bin
+from hearthlm.formats.tensor_plan import TensorPlan
+from hearthlm.formats.weights_bin import WEB_MIN_BYTES, write_weights_bin
 from hearthlm.models import FAMILIES
 from hearthlm.models.family import Family, QuantizationGroup, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES
@@ -41,10 +41,6 @@ from hearthlm.runtime.weights import load_weights
 _log = logging.getLogger("hearthlm")
 
 _TYPE_OF_BITS: Mapping[int, WeightType] = {4: "int4", 8: "int8", 16: "float16", 32: "float32"}
-# In a checkpoint, but of no use to the text model.
-_OTHER_PARTS = re.compile(r"(^|\.)(vision_tower|vision_model|multi_modal_projector|audio_tower)\.")
-_COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
-_IN_A_LAYER = re.compile(r"(^|\.)(layers|h)\.\d+\.")
 _LORA = re.compile(r"\.lora_[AB]\.")
 
 
@@ -262,7 +258,8 @@ class _Conversion:
             self._specs = list(_specs(self._family, architecture, self._source))
             for spec in self._specs:
                 self._source.check(spec)
-            self._left_over = _left_over(self._checkpoint, self._specs, self._source, config)
+            ignored = [name for name in self._checkpoint.names if config.lora_ckpt is not None and _LORA.search(name)]
+            self._left_over = left_over(self._checkpoint, self._specs, self._source, ignored)
             named = os.fspath(config.vocab_model_file)
             self._tokenizer = CarriedTokenizer.find(
                 Path(named) if named else self._checkpoint.folder, mediapipe_compatible=config.mediapipe_compatible
@@ -294,8 +291,8 @@ class _Conversion:
 
         for path in (config.output_file, config.lora_output_file, Path(config.output_dir, "any")):
             if path is not None:
-                _make_folder(path.parent)
-        _check_space(config.output_file, self.plan.num_bytes)
+                make_folder(path.parent)
+        check_space(config.output_file, self.plan.num_bytes)
         number = 0 if self._model_type is None else self._model_type.number
         specs = self._specs
         if config.method == "gptq":  # which follows a text through the layers, the output last
@@ -509,21 +506,6 @@ def _check_format(config: ConversionConfig, checkpoint: Checkpoint) -> None:
         )
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileExistsError(error.errno, f"the folder cannot be made: {error.strerror}", str(folder)) from None
-
-
-def _check_space(path: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if free < num_bytes:
-        raise OSError(
-            errno.ENOSPC, f"the file takes {num_bytes / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free", str(path)
-        )
-
-
 def _is_layer_norm(role: str, specs: list[TensorSpec]) -> bool:
     """Tell whether a vector belongs to a norm with a bias; MediaPipe writes those as [1, 1, n]."""
     base, _, kind = role.rpartition(".")
@@ -538,23 +520,6 @@ def _specs(family: Family, architecture: Architecture, source: CheckpointSource)
         if spec.role == "logits" and source.find(spec.checkpoint_name) is None:
             spec = replace(spec, checkpoint_name=embedding.checkpoint_name, checkpoint_rows=embedding.checkpoint_rows)
         yield spec
-
-
-def _left_over(
-    checkpoint: Checkpoint, specs: list[TensorSpec], source: CheckpointSource, config: ConversionConfig
-) -> tuple[str, ...]:
-    """Return the checkpoint's tensors that are not used; raise for one that belongs to the layers of the model."""
-    used = {source.name_of(spec) for spec in specs}
-    names = [name for name in checkpoint.names if name not in used]
-    if config.lora_ckpt is not None:
-        names = [name for name in names if not _LORA.search(name)]
-    for name in names:
-        if _IN_A_LAYER.search(name) and not _OTHER_PARTS.search(name) and not _COMPUTED.search(name):
-            raise TensorMismatchError(
-                f"{config.input_ckpt}: the model has no place for the tensor {name[:120]!r}, which would change its "
-                "answers; is model_type right?"
-            )
-    return tuple(names)
 
 
 __all__ = ["ConversionConfig", "ConversionPlan", "PlannedTensor", "convert_checkpoint", "plan_conversion"]

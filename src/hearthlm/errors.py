@@ -14,6 +14,7 @@ A caller's mistake (an option out of range, a wrong type) is a `ValueError` or `
     ├── UnsupportedModelError       the file is sound, but holds a model, a format or a field that is not understood
     ├── BundleError                 the parts of a bundle do not fit together; also a ValueError
     ├── ContextLengthError          the tokens do not fit into the context; also a ValueError
+    ├── ResponseFormatError         an answer's form cannot be enforced; also a ValueError
     ├── SessionBusyError            the session is still answering an earlier call
     └── EngineClosedError           the model was closed while the call was under way, or before it
 """
@@ -78,6 +79,10 @@ class ContextLengthError(HearthLMError, ValueError):
 
     def __reduce__(self) -> tuple[type[ContextLengthError], tuple[int, int]]:
         return type(self), (self.num_tokens, self.max_tokens)
+
+
+class ResponseFormatError(HearthLMError, ValueError):
+    """An answer's form is none, cannot be enforced, or is too complex."""
 
 
 class SessionBusyError(HearthLMError):

@@ -11,9 +11,10 @@ from typing import Any
 from hearthlm.errors import HearthLMError, UnsupportedModelError
 from hearthlm.formats import detect_format, task_bundle
 from hearthlm.formats.checkpoint import Checkpoint
+from hearthlm.formats.litert_lora import is_litert_lora, read_litert_lora
 from hearthlm.formats.litert_model import LiteRtModel, TensorSpec, llm_signatures, read_litert_model
-from hearthlm.formats.litertlm import LiteRtLmFile
-from hearthlm.formats.llm_parameters import prompt_templates
+from hearthlm.formats.litertlm import LANGUAGE_MODEL, MODEL_TYPE, OWN_LABEL, LiteRtLmFile
+from hearthlm.formats.llm_metadata import LlmMetadata
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.safetensors_file import SafetensorsFile
 from hearthlm.formats.task_bundle import TaskBundle
@@ -149,24 +150,27 @@ def _bundle_info(path: str | PathLike[str]) -> FileInfo:
         else:
             tokenizer = from_sentencepiece(bundle.sentencepiece_model, bytes_to_unicode=bundle.bytes_to_unicode)
         metadata = {
-            "start_token": message.start_token,
-            "stop_tokens": list(message.stop_tokens),
+            **_said(bundle.llm_metadata),
             "bytes_to_unicode": bundle.bytes_to_unicode,
             "role_tokens": {
                 role: getattr(message, f"{role}_role_token")
                 for role in ("user", "system", "model", "end")
                 if message.HasField(f"{role}_role_token")
             },
-            "has_chat_template": bundle.chat_template is not None,
             "entries": listed,
-            **_called(lambda: bundle.model, f"{bundle.path}: {task_bundle.MODEL}"),
+            **_called(lambda: bundle.model, f"{bundle.path}: {task_bundle.MODEL}", bundle.check_text_only),
         }
-        return FileInfo("task", tokenizer=_described(tokenizer), templates=prompt_templates(message), metadata=metadata)
+        templates = bundle.llm_metadata.templates or PromptTemplates()
+        return FileInfo("task", tokenizer=_described(tokenizer), templates=templates, metadata=metadata)
 
 
 def _litert_info(path: str | PathLike[str]) -> FileInfo:
-    """Describe a `.tflite` by itself."""
+    """Describe a `.tflite` by itself, a model or a LoRA adapter."""
     with MappedFile(path) as file, file.read(0, file.size, "model") as data:
+        if is_litert_lora(data):
+            lora = read_litert_lora(data, str(file.path))
+            tensors = (TensorInfo(name, "FLOAT32", v.shape, v.nbytes) for name, v in lora.matrices.items())
+            return FileInfo("lora_tflite", tuple(tensors), metadata={"rank": lora.rank})
         called = _called(lambda: read_litert_model(data, str(file.path)), str(file.path))
         return FileInfo("tflite", metadata={"num_bytes": file.size, **called})
 
@@ -178,25 +182,56 @@ def _litertlm_info(path: str | PathLike[str]) -> FileInfo:
         if (tokenizer_json := file.tokenizer_json) is not None:
             tokenizer = from_hugging_face(tokenizer_json)
         elif (pieces := file.sentencepiece_model) is not None:
-            tokenizer = from_sentencepiece(pieces)
+            tokenizer = from_sentencepiece(pieces, bytes_to_unicode=file.bytes_to_unicode)
         metadata: dict[str, Any] = {
             "version": ".".join(map(str, file.version)),
             "labels": file.labels,
             "entries": [
-                {"name": s.labels.get("model_type", s.kind), "bytes": s.num_bytes, "kind": s.kind}
+                {
+                    "name": s.labels.get(MODEL_TYPE) or s.labels.get(OWN_LABEL) or s.kind,
+                    "bytes": s.num_bytes,
+                    "kind": s.kind,
+                }
                 for s in file.sections
             ],
         }
-        model = next((s for s in file.sections if s.kind == "tflite"), None)
-        if model is not None:
-            where = f"{path}: {model.kind}"
-            with file.data(model) as data:
-                metadata |= _called(lambda: read_litert_model(data, where), where)
-        return FileInfo("litertlm", tokenizer=None if tokenizer is None else _described(tokenizer), metadata=metadata)
+        models = sorted(
+            (s for s in file.sections if s.kind == "tflite"), key=lambda s: s.labels.get(MODEL_TYPE) != LANGUAGE_MODEL
+        )
+        if models:
+            where = f"{path}: {models[0].name}"
+            with file.data(models[0]) as data:
+                metadata |= _called(lambda: read_litert_model(data, where), where, lambda: file.language_model)
+        templates = None
+        if any(s.kind == "LlmMetadata" for s in file.sections):
+            metadata |= _said(file.metadata)
+            templates = file.metadata.templates
+        if file.executor_metadata is not None:
+            buffers = file.executor_metadata.llm_executor_metadata.state_buffers
+            metadata["state_buffers"] = {b.decode_input_name: b.sequence_axis for b in buffers}
+        described = None if tokenizer is None else _described(tokenizer)
+        return FileInfo("litertlm", tokenizer=described, templates=templates, metadata=metadata)
 
 
-def _called(read: Callable[[], LiteRtModel], where: str) -> dict[str, Any]:
-    """Say how a LiteRT model is called; where no runtime would know how, `problem` says why."""
+def _said(metadata: LlmMetadata) -> dict[str, Any]:
+    """Say what a `.task` or `.litertlm` tells about prompts and answers."""
+    return {
+        "start_token": metadata.start_token,
+        "stop_tokens": list(metadata.stop_tokens),
+        "pad_token": metadata.pad_token,
+        "max_num_tokens": metadata.max_num_tokens,
+        "llm_model_type": metadata.model_type,
+        "sampler": None if metadata.sampler is None else asdict(metadata.sampler),
+        "channels": [channel.name for channel in metadata.channels],
+        "num_suppressed_tokens": len(metadata.suppressed_tokens),
+        "modalities": list(metadata.modalities),
+        "other_fields": list(metadata.other_fields),
+        "has_chat_template": metadata.chat_template is not None,
+    }
+
+
+def _called(read: Callable[[], LiteRtModel], where: str, check: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """Say how a LiteRT model is called; where none would know how, `check` or the model itself, `problem` says why."""
     called: dict[str, Any] = {"signatures": [], "prefill_lengths": {}, "lora_ranks": [], "kv_cache": None}
     try:
         model = read()
@@ -205,6 +240,7 @@ def _called(read: Callable[[], LiteRtModel], where: str) -> dict[str, Any]:
             for s in model.signatures.values()
         ]
         llm = llm_signatures(model, where)
+        check()
     except UnsupportedModelError as error:
         return {**called, "problem": str(error)}
     called |= {"prefill_lengths": dict(llm.prefill_lengths), "lora_ranks": list(llm.lora_ranks)}

@@ -167,6 +167,24 @@ def quantize(
     return WeightMatrix("int8" if bits == 8 else "int4", (out, columns), stored, scales, zero_points)
 
 
+def quantize_blocks(blocks: NDArray[np.float32], *, method: QuantizationMethod = "minmax") -> WeightMatrix:
+    """Quantise float32 [num_blocks, block size] to int4, each block alone, as LiteRT's blockwise weights are.
+
+    The scales are those of `quantize` by "minmax" or "mse", rounded: they are float16 in the file and bfloat16 in
+    XNNPACK, and both must hold them exactly. Raises ValueError for a value that is not finite, or too large for such a
+    scale.
+    """
+    found = quantize(blocks, 4, method=method).scales
+    assert found is not None
+    with np.errstate(over="ignore"):
+        scales = bfloat16_to_float32(float32_to_bfloat16(found)).astype(np.float16).astype(np.float32)
+    if not np.all(np.isfinite(scales)):
+        block = int(np.argmin(np.isfinite(scales)))
+        raise ValueError(f"weights: block {block} holds a value that is larger than a float16 scale allows")
+    scales[scales == 0] = 1.0  # so small that float16 has no scale for them
+    return WeightMatrix("int4", blocks.shape, pack_int4(_rounded(blocks, scales, 4).astype(np.int8)), scales)
+
+
 def _usable(scales: NDArray[np.float32]) -> NDArray[np.float32]:
     """Replace zeros, and scales whose reciprocal may overflow, by 1."""
     scales[scales < _SMALLEST_SCALE] = 1.0

@@ -1,4 +1,4 @@
-// Answers requests with MediaPipe's tasks-genai in one headless Chromium, a fresh page for each.
+// Answers requests with MediaPipe's tasks-genai, or LiteRT-LM, in one headless Chromium, a fresh page for each.
 // A request is a line of JSON on stdin, its reply a line on stdout, in the same order:
 //   {"runtime": PACKAGE, "model": FILE, "adapter": FILE or null, "options": {...}, "prompts": [TEXT, ...], "timeoutS": N}
 //   {"answers": [{"numTokens": N, "text": TEXT}, ...], "log": [TEXT, ...]}  or  {"error": TEXT, "log": [TEXT, ...]}
@@ -15,7 +15,8 @@ const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.mjs': 'text/ja
 // A load fails so once in a few hundred times, by a race inside of the package.
 const RACE = 'Cannot close an errored readable stream';
 
-const served = new Map([['/page.html', path.join(FOLDER, 'page.html')]]);
+const PAGES = { '@litert-lm/core': '/litert_lm.html' };
+const served = new Map(['/page.html', '/litert_lm.html'].map(name => [name, path.join(FOLDER, name)]));
 const server = http.createServer((request, response) => {
   const url = decodeURIComponent(request.url.split('?')[0]);
   const module = url.startsWith('/modules/') && path.join(FOLDER, 'node_modules', path.normalize(url.slice('/modules'.length)));
@@ -46,7 +47,7 @@ async function answer({ model, adapter, timeoutS, ...request }) {
   page.on('console', message => log.push(message.text()));
   let timer;
   try {
-    await page.goto(`${origin}/page.html`);
+    await page.goto(origin + (PAGES[request.runtime] ?? '/page.html'));
     await page.waitForFunction('window.answer');
     // What the runtime cannot read makes it wait for ever.
     const late = new Promise(resolve => { timer = setTimeout(resolve, 1000 * timeoutS, { error: `no answer within ${timeoutS} s` }); });

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,11 +11,11 @@ import click
 import hearthlm
 from hearthlm.cli.exit_code import message_of
 from hearthlm.cli.group import cli
-from hearthlm.cli.options import complete_file, engine_options, max_tokens_option, sampling_options
-from hearthlm.cli.terminal import load_model, print_stream
+from hearthlm.cli.options import complete_file, engine_options, litert_options, max_tokens_option, sampling_options
+from hearthlm.cli.terminal import load_model, max_tokens_in_memory, print_stream
 
 if TYPE_CHECKING:
-    from hearthlm import LlmInference, ModelInfo
+    from hearthlm import LlmInference
 
 
 @cli.command()
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 @max_tokens_option("the model's context, as far as memory allows")
 @sampling_options
 @engine_options
+@litert_options
 def chat(
     model: str | None,
     system: str | None,
@@ -36,6 +35,10 @@ def chat(
     weights: Any,
     activation_data_type: Any,
     lora_path: str | None,
+    tokenizer_path: str | None,
+    start_token: str | int | None,
+    stop_tokens: tuple[str | int, ...],
+    cache_dir: str | None,
     **sampling: Any,
 ) -> None:
     """Talk with a model, turn by turn.
@@ -54,11 +57,15 @@ def chat(
     path = model or model_path()
     options = hearthlm.LlmInferenceOptions(
         model_path=path,
-        max_tokens=max_tokens or _max_tokens_in_memory(hearthlm.inspect_model(path)),
+        max_tokens=max_tokens or max_tokens_in_memory(path),
         num_threads=threads,
         weights=weights,
         activation_data_type=activation_data_type,
         lora_path=lora_path,
+        tokenizer_path=tokenizer_path,
+        start_token=start_token,
+        stop_tokens=stop_tokens,
+        cache_dir=cache_dir,
     )
     with load_model(options) as llm:
         conversation = _Conversation(llm, hearthlm.LlmInferenceSessionOptions(**sampling), system)
@@ -164,15 +171,3 @@ def note(text: str) -> None:
     """Tell a person, and no program, that something was done."""
     if sys.stdin.isatty() and sys.stderr.isatty():
         click.echo(text, err=True)
-
-
-def _max_tokens_in_memory(info: ModelInfo) -> int:
-    """Return the model's context, or what of it half of the free memory can hold."""
-    available = 4 << 30
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):  # with what the system would give back from its caches
-                available = int(line.split()[1]) << 10
-    bytes_per_token = 4 * info.architecture.num_layers * 2 * info.architecture.kv_dim
-    return max(1, min(info.architecture.context_length, available // 2 // bytes_per_token))

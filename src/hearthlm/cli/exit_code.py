@@ -38,13 +38,15 @@ def exit_code_of(error: BaseException) -> ExitCode:
         return ExitCode.CANNOT_CREATE
     if isinstance(error, PermissionError):
         return ExitCode.NO_PERMISSION
+    if isinstance(error, hearthlm.ResponseFormatError):
+        return ExitCode.USAGE
     if isinstance(error, (hearthlm.HearthLMError, UnicodeError)):
         return ExitCode.BAD_DATA
     if isinstance(error, OSError):
         return ExitCode.IO_ERROR
     if isinstance(error, ValueError):
         return ExitCode.USAGE
-    if isinstance(error, NotImplementedError):
+    if isinstance(error, (NotImplementedError, ImportError)):  # a library of an extra is not installed
         return ExitCode.UNAVAILABLE
     if isinstance(error, MemoryError):
         return ExitCode.TRY_LATER

@@ -62,6 +62,7 @@ _FORMAT_NAMES = {
     "checkpoint": "Hugging Face checkpoint without config.json",
     "litertlm": "LiteRT-LM .litertlm",
     "lora_bin": "MediaPipe .bin of a LoRA adapter",
+    "lora_tflite": "MediaPipe .tflite of a LoRA adapter",
     "safetensors": "safetensors without config.json",
     "session": "saved session",
     "task": "MediaPipe .task bundle",
@@ -113,18 +114,33 @@ def _bundle_lines(info: FileInfo) -> list[tuple[str, str]]:
     if info.tokenizer is not None:
         spelling = ", in GPT-2's alphabet" if data.get("bytes_to_unicode") else ""
         lines.append(("tokenizer", f"{info.tokenizer['kind']}, {info.tokenizer['vocab_size']} pieces{spelling}"))
-    if info.format == "task":
-        lines.append(("start", plain_text(data["start_token"]) or "none"))
-        lines.append(("stop", ", ".join(map(repr, data["stop_tokens"])) or "none"))
-        lines += [(f"{role} role", plain_text(token)) for role, token in data["role_tokens"].items()]
+    if "start_token" in data:
+        start = data["start_token"]
+        lines.append(("start", plain_text(start) if isinstance(start, str) and start else _token_ids(start)))
+        stops = (repr(stop) if isinstance(stop, str) else _token_ids(stop) for stop in data["stop_tokens"])
+        lines.append(("stop", ", ".join(stops) or "none"))
+        lines += [(f"{role} role", plain_text(token)) for role, token in data.get("role_tokens", {}).items()]
         if data["has_chat_template"]:
             lines.append(("chat", "a template in the file"))
+        if data.get("pad_token") is not None:
+            pad = data["pad_token"]
+            lines.append(("pad", plain_text(pad) if isinstance(pad, str) else _token_ids(pad)))
+        if data.get("llm_model_type") is not None:
+            lines.append(("model type", ", ".join([plain_text(data["llm_model_type"]), *data["modalities"]])))
+        if data.get("other_fields"):
+            lines.append(("not read", ", ".join(data["other_fields"])))
+        if sampler := {k: v for k, v in (data.get("sampler") or {}).items() if v is not None}:
+            lines.append(("sampling", ", ".join(f"{name} {value}" for name, value in sampler.items())))
     if (templates := info.templates) is not None:
         if templates.session_prefix:
             lines.append(("system prompt", repr(templates.session_prefix)))
         turns = [(f"{role} turn", getattr(templates, role)) for role in ("user", "model", "system")]
         lines += [(role, f"{turn.prefix!r} ... {turn.suffix!r}") for role, turn in turns if turn.prefix or turn.suffix]
     return lines
+
+
+def _token_ids(token: object) -> str:
+    return f"token {', '.join(map(str, token))}" if isinstance(token, (tuple, list)) and token else "none"
 
 
 _CACHE, _ADAPTER = re.compile(r"kv_cache_|[kv]_cache_"), re.compile(r"lora_")

@@ -21,9 +21,9 @@ def option_group(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 sampling_options = option_group(
-    click.option("--top-k", type=click.IntRange(0), default=40, show_default=True, help="1: greedy, 0: all tokens."),
-    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
-    click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0: greedy."),
+    click.option("--top-k", type=click.IntRange(0), help="1: greedy, 0: all tokens.  [default: the file's, or 40]"),
+    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="[default: the file's, or 1.0]"),
+    click.option("--temperature", type=click.FloatRange(0), help="0: greedy.  [default: the file's, or 0.8]"),
     click.option("--min-p", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True),
     click.option("--random-seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True),
     click.option("--presence-penalty", type=click.FloatRange(-2, 2), default=0.0, show_default=True),
@@ -40,8 +40,10 @@ def max_tokens_option(default: str) -> Callable[[F], F]:
     )
 
 
+threads_option = click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]")
+
 engine_options = option_group(
-    click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]"),
+    threads_option,
     click.option("--weights", type=click.Choice(["auto", "mmap", "ram"]), default="auto", show_default=True),
     click.option(
         "--activation-data-type",
@@ -49,6 +51,19 @@ engine_options = option_group(
         help="How activations meet quantised weights.  [default: int8]",
     ),
     click.option("--lora-path", type=click.Path(), help="A LoRA adapter: MediaPipe's _lora.bin or a PEFT folder."),
+)
+
+
+def token(text: str) -> str | int:
+    """Return a token's id, where the text is a number, or else its spelling."""
+    return int(text) if text.isascii() and text.isdecimal() else text
+
+
+litert_options = option_group(
+    click.option("--tokenizer", "tokenizer_path", type=click.Path(), help="Of a bare .tflite: a file or a folder."),
+    click.option("--start-token", type=token, help="Of a bare .tflite: what prompts begin with, text or id."),
+    click.option("--stop-token", "stop_tokens", type=token, multiple=True, help="What ends an answer; repeatable."),
+    click.option("--cache-dir", type=click.Path(), help="Where LiteRT may keep weights for faster loading."),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 
 import hearthlm
 from hearthlm.cli.group import cli
-from hearthlm.cli.options import complete_file, engine_options, max_tokens_option, sampling_options
+from hearthlm.cli.options import complete_file, engine_options, litert_options, max_tokens_option, sampling_options
 from hearthlm.cli.terminal import load_model, print_json, print_stream, read_text
 
 
@@ -20,31 +21,42 @@ from hearthlm.cli.terminal import load_model, print_json, print_stream, read_tex
 @click.option("--raw", is_flag=True, help="Do not put the prompt into the model's own turns.")
 @click.option("--num-responses", type=click.IntRange(1), default=1, show_default=True, help="Answers to make.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of streaming text.")
-@max_tokens_option("512")
+@click.option("--json-schema", type=click.Path(dir_okay=False), help="Answer with JSON of this schema, from a file.")
+@click.option("--regex", metavar="PATTERN", help="Answer with text that this regular expression matches.")
+@max_tokens_option("512, or what a LiteRT model was built for")
 @sampling_options
 @engine_options
+@litert_options
 def run(
     arguments: tuple[str, ...],
     prompt_file: str | None,
     raw: bool,
     num_responses: int,
     as_json: bool,
+    json_schema: str | None,
+    regex: str | None,
     max_tokens: int | None,
     threads: int | None,
     weights: Any,
     activation_data_type: Any,
     lora_path: str | None,
+    tokenizer_path: str | None,
+    start_token: str | int | None,
+    stop_tokens: tuple[str | int, ...],
+    cache_dir: str | None,
     **sampling: Any,
 ) -> None:
     """Answer a prompt, streamed to stdout.
 
-    MODEL is a MediaPipe .bin or a Hugging Face folder; without it the small model inside the package answers.
-    PROMPT "-" reads stdin. Several answers are printed one after the other, with a line "---" between them.
+    MODEL is a MediaPipe .bin or .task, a .litertlm or .tflite, or a Hugging Face folder; without it the small model
+    inside the package answers. PROMPT "-" reads stdin. Several answers are printed one after the other, with a line
+    "---" between them.
 
     \b
     hearthlm run "Write a short story about Mira and a lost key."
     hearthlm run gemma-2b-it-cpu-int4.bin "Why is the sky blue?"
     git log -5 | hearthlm run ./gemma-3-1b-it - --max-tokens 2048
+    hearthlm run "Tell me a story about a boat." --regex "Once [a-z ,]{20,200}\\."
     """
     model, prompt = _model_and_prompt(arguments, prompt_file)
     options = hearthlm.LlmInferenceOptions(
@@ -56,9 +68,15 @@ def run(
         activation_data_type=activation_data_type,
         lora_path=lora_path,
         prefix_cache_mb=0,
+        tokenizer_path=tokenizer_path,
+        start_token=start_token,
+        stop_tokens=stop_tokens,
+        cache_dir=cache_dir,
     )
     session_options = hearthlm.LlmInferenceSessionOptions(
-        prompt_templates=hearthlm.PromptTemplates() if raw else None, **sampling
+        prompt_templates=hearthlm.PromptTemplates() if raw else None,
+        response_format=_response_format(json_schema, regex),
+        **sampling,
     )
     with load_model(options) as llm:
         if as_json:
@@ -87,6 +105,19 @@ def run(
             print_stream(llm.generate_stream(prompt, session_options))
 
 
+def _response_format(json_schema: str | None, regex: str | None) -> dict[str, Any] | None:
+    """Return the form of the answer that --json-schema or --regex ask for."""
+    if json_schema is not None and regex is not None:
+        raise click.UsageError("expected --json-schema or --regex, got both")
+    if json_schema is not None:
+        try:
+            schema = json.loads(read_text(json_schema))
+        except (ValueError, RecursionError) as error:
+            raise click.UsageError(f"--json-schema {json_schema}: expected JSON: {error}") from None
+        return {"type": "json_schema", "json_schema": {"schema": schema}}
+    return None if regex is None else {"type": "regex", "pattern": regex}
+
+
 def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tuple[str | Path, str]:
     """Return the model's path and the prompt's text from [MODEL] [PROMPT] and --prompt-file."""
     from hearthlm.demo import model_path
@@ -108,7 +139,7 @@ def _model_and_prompt(arguments: tuple[str, ...], prompt_file: str | None) -> tu
 
 def _is_model(argument: str) -> bool:
     """Say whether a lone argument is rather a model than a prompt."""
-    if " " not in argument and argument.endswith((".bin", ".task", ".litertlm")):
+    if " " not in argument and argument.endswith((".bin", ".task", ".litertlm", ".tflite")):
         return True
     with contextlib.suppress(OSError):  # a long prompt is no name of a folder
         return argument != "" and Path(argument).is_dir()

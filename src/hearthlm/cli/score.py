@@ -10,7 +10,7 @@ import click
 
 import hearthlm
 from hearthlm.cli.group import cli
-from hearthlm.cli.options import complete_file, engine_options
+from hearthlm.cli.options import complete_file, engine_options, litert_options
 from hearthlm.cli.terminal import load_model, print_json, read_text
 
 
@@ -21,6 +21,7 @@ from hearthlm.cli.terminal import load_model, print_json, read_text
 @click.option("--file", "text_file", type=click.Path(dir_okay=False), help='Score the text of this file; "-" is stdin.')
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @engine_options
+@litert_options
 def score(
     model: str,
     text: str | None,
@@ -31,6 +32,10 @@ def score(
     weights: Any,
     activation_data_type: Any,
     lora_path: str | None,
+    tokenizer_path: str | None,
+    start_token: str | int | None,
+    stop_tokens: tuple[str | int, ...],
+    cache_dir: str | None,
 ) -> None:
     """Say how likely a text is: the log-probability of each token given those before it, and the perplexity.
 
@@ -42,22 +47,27 @@ def score(
     """
     if sum(given is not None for given in (text, ids, text_file)) != 1:
         raise click.UsageError("expected exactly one of --text, --ids and --file")
-    info = hearthlm.inspect_model(model)
+    info = hearthlm.inspect_file(model)
+    has_tokenizer = info.tokenizer is not None or tokenizer_path is not None
     options = hearthlm.LlmInferenceOptions(
         model_path=model,
-        max_tokens=info.architecture.context_length,
+        max_tokens=info.architecture.context_length if isinstance(info, hearthlm.ModelInfo) else None,
         num_threads=threads,
         weights=weights,
         activation_data_type=activation_data_type,
         lora_path=lora_path,
+        tokenizer_path=tokenizer_path,
+        start_token=start_token,
+        stop_tokens=stop_tokens,
+        cache_dir=cache_dir,
     )
     with load_model(options) as llm:
         if ids is not None:
             token_ids = _parsed_ids(ids)
         else:
             token_ids = llm.tokenizer.encode(read_text(text_file) if text_file is not None else text or "")
-            if info.start_id is not None and token_ids[:1] != [info.start_id]:
-                token_ids = [info.start_id, *token_ids]
+            if llm.start_id is not None and token_ids[:1] != [llm.start_id]:
+                token_ids = [llm.start_id, *token_ids]
         if len(token_ids) < 2:
             raise click.UsageError("expected a text of at least two tokens: the first is only looked at")
         logprobs = [float(value) for value in llm.token_logprobs(token_ids)]
@@ -66,7 +76,7 @@ def score(
             print_json({"ids": token_ids, "logprobs": logprobs, "perplexity": perplexity})
             return
         for token_id, logprob in zip(token_ids[1:], logprobs, strict=True):
-            piece = json.dumps(llm.tokenizer.piece(token_id), ensure_ascii=False) if info.tokenizer else token_id
+            piece = json.dumps(llm.tokenizer.piece(token_id), ensure_ascii=False) if has_tokenizer else token_id
             click.echo(f"{logprob:10.4f}  {piece}")
         click.echo(f"perplexity {perplexity:.4f} over {len(logprobs)} tokens")
 

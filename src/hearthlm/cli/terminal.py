@@ -24,6 +24,23 @@ def load_model(options: hearthlm.LlmInferenceOptions) -> LlmInference:
         return hearthlm.LlmInference.create_from_options(options, show)
 
 
+def is_watched() -> bool:
+    """Say whether a person sees what is done meanwhile: stderr is a terminal that can redraw a line."""
+    return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+
+
+def max_tokens_in_memory(model: str | Path, *, num_sequences: int = 1) -> int | None:
+    """Return the model's context, or as much of it as half of the free memory can hold for each of `num_sequences`.
+
+    None where nothing can be told before loading: the model's own default then counts, or loading says what is wrong.
+    """
+    try:
+        memory = hearthlm.estimate_memory(hearthlm.LlmInferenceOptions(model), num_sequences=num_sequences)
+    except hearthlm.UnsupportedModelError:
+        return None
+    return memory.max_tokens_within(memory.free_bytes // 2)
+
+
 class _Show(Protocol):
     def __call__(self, part: float, name: str | None = None) -> None: ...
 
@@ -31,7 +48,7 @@ class _Show(Protocol):
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[_Show | None]:
     """Yield what draws a progress bar, from 0 to 1 and with the name of what is done, None where nobody is watching."""
-    if not sys.stderr.isatty() or os.environ.get("CI") or os.environ.get("TERM") == "dumb":
+    if not is_watched():
         yield None
         return
     with click.progressbar(length=1000, label=label, file=sys.stderr, item_show_func=lambda name: name) as bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,23 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it; raises FileExistsError where a file is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileExistsError(error.errno, f"the folder cannot be made: {error.strerror}", str(folder)) from None
+
+
+def check_space(path: Path, num_bytes: int) -> None:
+    """Raise OSError (ENOSPC), before anything is written, where the disk of `path` has no room for `num_bytes`."""
+    free = shutil.disk_usage(path.parent).free
+    if free < num_bytes:
+        raise OSError(
+            errno.ENOSPC, f"the file takes {num_bytes / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free", str(path)
+        )
 
 
 def _open_nameless(folder: Path) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Union
 
 from hearthlm.errors import CorruptFileError, TruncatedFileError
 
@@ -80,23 +81,35 @@ class Table:
         position = self._locate(field, layout.size)
         return default if position is None else self._reader.unpack(layout, position, self._what)
 
-    def text(self, field: int) -> str:
-        """Return the string in `field`, "" where it is absent."""
+    def text(self, field: int, *, terminated: bool = False) -> str:
+        """Return the string in `field`, "" where it is absent; `terminated` refuses one that does not end with a 0."""
         what = f"field {field} of {self._what}"
         begin, count = self._vector(field, 1, what)
         if count > MAX_STRING_BYTES:
             raise CorruptFileError(
                 f"{self._reader.where}: {what}: expected at most {MAX_STRING_BYTES} bytes of text, got {count}"
             )
+        if terminated and begin:
+            self._reader.need(begin + count, 1, what)
+            if self._reader.data[begin + count]:
+                raise CorruptFileError(f"{self._reader.where}: {what}: the text does not end with a zero byte")
         try:
             return str(self._reader.data[begin : begin + count], "utf-8")
         except UnicodeDecodeError as error:
             raise CorruptFileError(f"{self._reader.where}: {what}: the text is not UTF-8: {error}") from None
 
-    def integers(self, field: int) -> tuple[int, ...]:
+    def integers(self, field: int, max_count: int = MAX_VECTOR_LENGTH) -> tuple[int, ...]:
         """Return the vector of int32 in `field`, empty where it is absent."""
-        begin, count = self._vector(field, 4, f"field {field} of {self._what}")
+        begin, count = self._vector(field, 4, f"field {field} of {self._what}", max_count)
         return struct.unpack_from(f"<{count}i", self._reader.data, begin)
+
+    def has(self, field: int) -> bool:
+        """Say whether a field is there."""
+        return self._locate(field, 1) is not None
+
+    def vector_range(self, field: int, item_size: int, max_count: int) -> tuple[int, int]:
+        """Return where the vector in `field` begins and how many items it has, (0, 0) where it is absent."""
+        return self._vector(field, item_size, f"field {field} of {self._what}", max_count)
 
     def byte_range(self, field: int) -> tuple[int, int]:
         """Return where the vector of bytes in `field` begins and how many there are, (0, 0) where it is absent."""
@@ -133,17 +146,15 @@ class Table:
             )
         return self._position + offset
 
-    def _vector(self, field: int, item_size: int, what: str) -> tuple[int, int]:
+    def _vector(self, field: int, item_size: int, what: str, max_count: int = MAX_VECTOR_LENGTH) -> tuple[int, int]:
         position = self._locate(field, 4)
         if position is None:
             return 0, 0
         position += self._reader.unpack(_UINT32, position, what)
         count = self._reader.unpack(_UINT32, position, what)
         self._reader.need(position + 4, count * item_size, what)
-        if item_size > 1 and count > MAX_VECTOR_LENGTH:
-            raise CorruptFileError(
-                f"{self._reader.where}: {what}: expected at most {MAX_VECTOR_LENGTH} entries, got {count}"
-            )
+        if item_size > 1 and count > max_count:
+            raise CorruptFileError(f"{self._reader.where}: {what}: expected at most {max_count} entries, got {count}")
         return position + 4, count
 
 
@@ -156,30 +167,62 @@ class Scalar:
     """A number of a table to be built, in the layout of `struct` without byte order."""
 
     layout: str
-    value: int
+    value: int | float
 
 
-Fields = Mapping[int, "Scalar | str | Sequence[int] | Sequence[Fields] | Fields"]
+@dataclass(frozen=True)
+class Packed:
+    """A vector of `count` numbers to be built, given as its bytes; the first number is aligned to `align`."""
+
+    data: bytes
+    count: int
+    align: int = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A table that several others point to and that is written once, after all that is not shared."""
+
+    fields: Fields
+
+
+Value = Union["Scalar", "str", "Packed", "Shared", Sequence[int], Sequence["Fields"], "Fields"]
+Fields = Mapping[int, Value]
 
 
 def build_flatbuffer(root: Fields, identifier: bytes) -> bytes:
-    """Serialise a table, given as {field index: value}: a number, a text, int32s, or tables.
+    """Serialise a table, given as {field index: value}: a number, a text, a vector of numbers or tables, or a table.
 
     The same fields give the same bytes, and their number of bytes does not depend on the numbers' values. Every
-    value is aligned to its size from the beginning of the buffer.
+    value is aligned to its size from the beginning of the buffer. Plain integers are a vector of int32.
     """
     out = bytearray(8)
     out[4:8] = identifier
     vtables: dict[bytes, int] = {}
-    pending: list[tuple[int, str | Sequence[int] | Sequence[Fields] | Fields]] = [(0, root)]
-    while pending:
+    shared: dict[Shared, list[int]] = {}
+    pending: list[tuple[int, Value]] = [(0, root)]
+    while pending or shared:
+        if not pending:
+            table = next(iter(shared))
+            slots = shared.pop(table)
+            position = _append_table(out, table.fields, vtables, pending)
+            for slot in slots:
+                _UINT32.pack_into(out, slot, position - slot)
+            continue
         slot, value = pending.pop()
+        if isinstance(value, Shared):
+            shared.setdefault(value, []).append(slot)
+            continue
         if isinstance(value, str):
             text = value.encode()
             position = _append(out, _UINT32.pack(len(text)) + text + b"\0", align=4)
+        elif isinstance(value, Packed):
+            out.extend(bytes(-(len(out) + 4) % max(4, value.align)))
+            position = _append(out, _UINT32.pack(value.count) + value.data, align=4)
         elif isinstance(value, Mapping):
             position = _append_table(out, value, vtables, pending)
         else:
+            assert not isinstance(value, Scalar)  # it is in its table already
             children = [item for item in value if isinstance(item, Mapping)]
             numbers = [0] * len(children) if children else [item for item in value if isinstance(item, int)]
             position = _append(out, struct.pack(f"<I{len(numbers)}i", len(numbers), *numbers), align=4)
@@ -188,12 +231,7 @@ def build_flatbuffer(root: Fields, identifier: bytes) -> bytes:
     return bytes(out)
 
 
-def _append_table(
-    out: bytearray,
-    fields: Fields,
-    vtables: dict[bytes, int],
-    pending: list[tuple[int, str | Sequence[int] | Sequence[Fields] | Fields]],
-) -> int:
+def _append_table(out: bytearray, fields: Fields, vtables: dict[bytes, int], pending: list[tuple[int, Value]]) -> int:
     sizes = {i: struct.calcsize(f"<{v.layout}") if isinstance(v, Scalar) else 4 for i, v in fields.items()}
     widest = max([4, *sizes.values()])
     offsets: dict[int, int] = {}

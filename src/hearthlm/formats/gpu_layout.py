@@ -9,7 +9,7 @@ moved: for int8 a uint32 (four bytes of one row), for int4 a uint16 (four nibble
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 _PANEL_BLOCKS = 256  # with 256 rows a panel stays in the cache while it is transposed
 _PANEL_ROWS = 256
 _CHUNK_BYTES = 1 << 23
+_STRIPE_BYTES = 1 << 26
 
 
-def rows_from_blocks(blocks: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+def rows_from_blocks(
+    blocks: NDArray[Any], shape: tuple[int, int], on_read: Callable[[int, int], None] | None = None
+) -> NDArray[Any]:
     """Return the rows of a matrix `shape` = (out, in), both multiples of 4, from its blocks.
 
     `blocks` is flat: int8 gives int8 [out, in]; uint8 (two int4 a byte) gives uint8 [out, in / 2]; float16 and float32
-    give the same type [out, in]. Beside the result it needs a few MiB.
+    give the same type [out, in]. Beside the result it needs a few MiB. `on_read(first, last)` is told, for every 64 MiB
+    or so, which bytes of `blocks` are done with.
     """
     rows, columns = shape
     if blocks.dtype.kind == "f":
@@ -34,13 +38,17 @@ def rows_from_blocks(blocks: NDArray[Any], shape: tuple[int, int]) -> NDArray[An
     words_per_block = 2 if is_int8 else 1
     source = blocks.view(np.uint64).reshape(columns // 4, rows // 4, words_per_block)
     result = np.empty((rows, columns // 4), word)
-    for first_row in range(0, rows, _PANEL_ROWS):
-        last_row = min(first_row + _PANEL_ROWS, rows)
-        for first in range(0, columns // 4, _PANEL_BLOCKS):
-            last = min(first + _PANEL_BLOCKS, columns // 4)
+    row_bytes = 8 * words_per_block * (rows // 4)  # of four columns
+    stripe = max(32, min(_PANEL_BLOCKS, _STRIPE_BYTES // row_bytes))
+    for first in range(0, columns // 4, stripe):
+        last = min(first + stripe, columns // 4)
+        for first_row in range(0, rows, _PANEL_ROWS):
+            last_row = min(first_row + _PANEL_ROWS, rows)
             panel = np.array(source[first:last, first_row // 4 : last_row // 4])
             _transpose_blocks(panel)
             result[first_row:last_row, first:last] = panel.view(word).reshape(last - first, last_row - first_row).T
+        if on_read is not None:
+            on_read(first * row_bytes, last * row_bytes)
     return result.view(blocks.dtype)
 
 

@@ -18,16 +18,15 @@ from types import MappingProxyType
 
 from hearthlm.errors import CorruptFileError, UnsupportedModelError
 from hearthlm.formats.flatbuffer import FlatbufferReader, Table
+from hearthlm.formats.litert_operators import type_name
 
 IDENTIFIER = b"TFL3"
 MAX_SIGNATURES = 256
 MAX_SIGNATURE_TENSORS = 16_384  # inputs and outputs of all signatures together
 
-_TYPE_NAMES = [
-    "FLOAT32", "FLOAT16", "INT32", "UINT8", "INT64", "STRING", "BOOL", "INT16", "COMPLEX64", "INT8",
-    "FLOAT64", "COMPLEX128", "UINT64", "RESOURCE", "VARIANT", "UINT32", "UINT16", "INT4", "BFLOAT16", "INT2", "UINT4",
-]  # fmt: skip
+_DYNAMIC_UPDATE_SLICE = 151  # BuiltinOperator: operand 0 with operand 1 written over a part of it
 _UINT8 = struct.Struct("<B")
+_INT32 = struct.Struct("<i")
 _UINT32 = struct.Struct("<I")
 _UINT64 = struct.Struct("<Q")
 
@@ -42,11 +41,16 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """Name one entry point of a model, its inputs and its outputs."""
+    """Name one entry point of a model, its inputs and its outputs.
+
+    `updated` names the inputs that come out again with a slice of them replaced and that nothing else reads: input and
+    output may then be the same memory.
+    """
 
     name: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    updated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,11 @@ def read_litert_model(data: bytes | memoryview, where: str) -> LiteRtModel:
         reader.need(buffer.scalar(1, _UINT64), buffer.scalar(2, _UINT64), "data of a buffer")
     if model.count(7) > MAX_SIGNATURES:
         raise CorruptFileError(f"{where}: expected at most {MAX_SIGNATURES} signatures, got {model.count(7)}")
+    slice_updates = {
+        i
+        for i, code in enumerate(model.tables(1, "operator code"))
+        if max(code.scalar(0, _UINT8), code.scalar(3, _INT32)) == _DYNAMIC_UPDATE_SLICE
+    }
     tensors: dict[int, list[Table]] = {}
     signatures: dict[str, Signature] = {}
     num_tensors = 0
@@ -94,7 +103,10 @@ def read_litert_model(data: bytes | memoryview, where: str) -> LiteRtModel:
         if index not in tensors:
             tensors[index] = list(subgraphs[index].tables(0, "tensor"))
         signatures[name] = Signature(
-            name, _specs(signature, 0, tensors[index], what), _specs(signature, 1, tensors[index], what)
+            name,
+            _specs(signature, 0, tensors[index], what),
+            _specs(signature, 1, tensors[index], what),
+            _updated(signature, subgraphs[index], slice_updates),
         )
     return LiteRtModel(MappingProxyType(signatures), len(subgraphs), num_operators)
 
@@ -111,13 +123,31 @@ def _specs(signature: Table, field: int, tensors: list[Table], what: str) -> Map
         if len(shape) > 8 or min(shape, default=0) < -1:
             raise CorruptFileError(f"{what}: {name[:120]!r} has the impossible shape {list(shape[:9])}")
         code = tensors[index].scalar(1, _UINT8)
-        specs[name] = TensorSpec(_TYPE_NAMES[code] if code < len(_TYPE_NAMES) else f"TYPE_{code}", shape)
+        specs[name] = TensorSpec(type_name(code), shape)
     return MappingProxyType(specs)
+
+
+def _updated(signature: Table, subgraph: Table, slice_updates: set[int]) -> frozenset[str]:
+    """Return the inputs of a signature that only an update of a slice reads, whose result comes out as that input."""
+    outputs = {entry.text(0): entry.scalar(1, _UINT32) for entry in signature.tables(1, "output")}
+    named = {entry.text(0): entry.scalar(1, _UINT32) for entry in signature.tables(0, "input")}
+    wanted = {index: outputs[name] for name, index in named.items() if name in outputs}
+    readers: dict[int, list[bool]] = {index: [] for index in wanted}
+    for operator in subgraph.tables(3, "operator"):
+        inputs = operator.integers(1)
+        for index in wanted.keys() & set(inputs):
+            readers[index].append(
+                operator.scalar(0, _UINT32) in slice_updates
+                and inputs[0] == index
+                and index not in inputs[1:]
+                and operator.integers(2) == (wanted[index],)
+            )
+    return frozenset(name for name, index in named.items() if readers.get(index) == [True])
 
 
 @dataclass(frozen=True)
 class KvCache:
-    """Say how the keys and values of a model lie.
+    """Say how the keys and values of one sequence lie.
 
     The shapes are those of the layer that holds most. `num_tokens` is how many fit, and `key_axis` and `value_axis`
     count them; all are None where the shapes leave it open. `name` is the pattern of the inputs' names, such as
@@ -137,13 +167,25 @@ class KvCache:
         """How many tokens fit, prompt and answer together."""
         return None if self.key_axis is None else self.key_shape[self.key_axis]
 
+    @property
+    def tensors(self) -> tuple[tuple[str, str], ...]:
+        """The names of the keys and of the values of every layer."""
+        values = self.name.replace("k_", "v_")
+        return tuple((self.name.format(layer=i), values.format(layer=i)) for i in range(self.num_layers))
+
+    def _of_one(self, batch: int) -> tuple[object, ...]:
+        """Return what is the same for any number of sequences side by side."""
+        sizes = [math.prod(shape) / batch for shape in (self.key_shape, self.value_shape)]
+        return self.name, self.num_layers, self.dtype, self.key_axis, self.value_axis, self.num_tokens, *sizes
+
 
 @dataclass(frozen=True)
 class LlmSignatures:
     """Say how a language model is called.
 
     `prefill_lengths` is how many tokens each prefill signature takes, the longest first. `lora_ranks` are those of its
-    LoRA variants. `kv_cache` is None where the model keeps it to itself.
+    LoRA variants. `kv_cache` is None where the model keeps it to itself; decode takes `num_decoded` sequences side by
+    side.
     """
 
     prefill_lengths: Mapping[str, int]
@@ -153,6 +195,7 @@ class LlmSignatures:
     logits: str
     kv_cache: KvCache | None
     lora_ranks: tuple[int, ...]
+    num_decoded: int = 1
 
 
 @dataclass(frozen=True)
@@ -182,6 +225,7 @@ _CONVENTIONS = (
 _CACHE_NAMES = (("kv_cache_k_{layer}", "kv_cache_v_{layer}"), ("k_cache_{layer}", "v_cache_{layer}"))
 _LORA_VARIANT = re.compile(r"(?:prefill.*|decode)_lora_r([0-9]{1,6})")
 _LORA_INPUT = re.compile(r"lora_.+")
+_IMAGE_OR_AUDIO = re.compile(r"image|pixel|vision|audio|(^|_)mel(_|$)|spectrogram", re.IGNORECASE)
 _LAYER = re.compile(r"(kv_cache_[kv]_|[kv]_cache_)([0-9]{1,4})")
 
 
@@ -196,16 +240,27 @@ def llm_signatures(model: LiteRtModel, where: str) -> LlmSignatures:
     if decode is None or not prefills:
         raise UnsupportedModelError(
             f"{where}: expected signatures prefill* and decode, got {_listed(model.signatures)}"
+            f"{_not_text([*model.signatures, *(name for s in model.signatures.values() for name in s.inputs)])}"
         )
     convention = _convention(decode, where)
-    cache = _cache(decode, convention, where)
+    cache = decoded = _cache(decode, convention, where)
+    num_decoded = _batch(decode, convention)
     lengths: dict[str, int] = {}
     ranks: set[int] = set()
     for signature in prefills:
         if _convention(signature, where) != convention:
             raise UnsupportedModelError(f"{where}: signature {signature.name!r}: its inputs are not those of decode")
-        if _cache(signature, convention, where) != cache:
+        cache = _cache(signature, convention, where)
+        num_prefilled = _batch(signature, convention)
+        if cache != decoded and (
+            cache is None or decoded is None or cache._of_one(num_prefilled) != decoded._of_one(num_decoded)
+        ):
             raise UnsupportedModelError(f"{where}: signature {signature.name!r}: its KV cache is not that of decode")
+        if num_prefilled != 1:
+            raise UnsupportedModelError(
+                f"{where}: signature {signature.name!r}: {convention.tokens}: expected one sequence, "
+                f"got {num_prefilled}"
+            )
         if variant := _LORA_VARIANT.fullmatch(signature.name):
             ranks.add(int(variant[1]))
             continue
@@ -224,6 +279,7 @@ def llm_signatures(model: LiteRtModel, where: str) -> LlmSignatures:
         convention.logits,
         cache,
         tuple(sorted(ranks)),
+        num_decoded,
     )
 
 
@@ -237,7 +293,20 @@ def _convention(signature: Signature, where: str) -> _Convention:
     raise UnsupportedModelError(
         f"{where}: signature {signature.name!r}: expected one of the inputs and outputs {known}; "
         f"got {_listed(named)} -> {_listed(name for name in signature.outputs if not _LAYER.fullmatch(name))}"
+        f"{_not_text(named)}"
     )
+
+
+def _not_text(names: Iterable[str]) -> str:
+    """Say which of the names are those of images or audio, "" where none is."""
+    found = sorted({name for name in names if _IMAGE_OR_AUDIO.search(name)})
+    return f"; {_listed(found)}: images and audio are not read, prompts are text" if found else ""
+
+
+def _batch(signature: Signature, convention: _Convention) -> int:
+    """Return how many sequences a signature takes side by side."""
+    shape = signature.inputs[convention.tokens].shape
+    return max(1, shape[0]) if len(shape) > 1 else 1
 
 
 def _cache(signature: Signature, convention: _Convention, where: str) -> KvCache | None:

@@ -251,7 +251,9 @@ def _read_local(file: MappedFile, listed: _Listed, name: str) -> ZipEntry:
     return ZipEntry(name, offset, listed.num_bytes, listed.crc32)
 
 
-def write_stored_zip(file: BinaryIO, entries: Iterable[tuple[str, int, Iterable[bytes]]], *, alignment: int) -> None:
+def write_stored_zip(
+    file: BinaryIO, entries: Iterable[tuple[str, int, Iterable[bytes | memoryview]]], *, alignment: int
+) -> None:
     """Write an archive of (name, number of bytes, the bytes in pieces) to a new seekable file.
 
     The first byte of every entry lies at a multiple of `alignment`: 1 to `alignment` zero bytes are put before its

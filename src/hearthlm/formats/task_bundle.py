@@ -4,19 +4,18 @@ Every entry is stored as it is, its data at a multiple of 4 bytes, and zero byte
 bytes of a file are zero. Entries are read where they lie in the mapped file; nothing is extracted, and no name in an
 archive is ever used for more than to look an entry up.
 
-Three entries are this package's own, and others pass them over: the files of a Hugging Face tokenizer, verbatim, beside
-the SentencePiece model that stands for them in TOKENIZER_MODEL.
+Some entries are this package's own, and others pass them over: the files of a Hugging Face tokenizer, verbatim, beside
+the SentencePiece model that stands for them in TOKENIZER_MODEL; and, where a `.litertlm` was put into a `.task`, its
+LlmMetadata, if METADATA has no words for something in it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -24,7 +23,15 @@ from google.protobuf.message import DecodeError
 
 from hearthlm.errors import CorruptFileError, UnsafeFileError, UnsupportedModelError
 from hearthlm.formats.atomic_file import replace_file
+from hearthlm.formats.content import Content, FileRange, content_pieces, content_size
 from hearthlm.formats.litert_model import LiteRtModel, read_litert_model
+from hearthlm.formats.llm_metadata import (
+    LlmMetadata,
+    is_llm_metadata,
+    read_llm_metadata,
+    read_task_metadata,
+    to_llm_parameters,
+)
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.stored_zip import ZipEntry, read_zip_entries, write_stored_zip
@@ -39,6 +46,8 @@ VISION_ADAPTER = "TF_LITE_VISION_ADAPTER"
 TOKENIZER_JSON = "HEARTHLM_TOKENIZER_JSON"
 TOKENIZER_CONFIG = "HEARTHLM_TOKENIZER_CONFIG"
 CHAT_TEMPLATE = "HEARTHLM_CHAT_TEMPLATE"
+LLM_METADATA = "HEARTHLM_LLM_METADATA"
+EXECUTOR_METADATA = "EXECUTOR_METADATA"  # LiteRT-LM's
 
 # What an entry is called as a file of its own; names in an archive are its maker's.
 FILE_NAMES: Mapping[str, str] = {
@@ -52,6 +61,16 @@ FILE_NAMES: Mapping[str, str] = {
     TOKENIZER_JSON: "tokenizer.json",
     TOKENIZER_CONFIG: "tokenizer_config.json",
     CHAT_TEMPLATE: "chat_template.jinja",
+    LLM_METADATA: "llm_metadata.pb",
+    EXECUTOR_METADATA: "executor_metadata.pb",
+}
+
+# Models beside the one that answers, by what they are for.
+_OTHER_MODELS: Mapping[str, str] = {
+    EMBEDDER: "an embedder of its own",
+    PER_LAYER_EMBEDDER: "an embedder of its own",
+    VISION_ENCODER: "images",
+    VISION_ADAPTER: "images",
 }
 
 MAX_ENTRIES = 256
@@ -60,7 +79,6 @@ MAX_TOKENIZER_BYTES = 64 << 20
 MAX_PADDING_BYTES = 1 << 16
 
 _ALIGNMENT = 4
-_COPY_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -120,19 +138,46 @@ class TaskBundle:
         found = self.entries[name]
         return self._file.read(found.offset, found.num_bytes, name)
 
+    def content(self, name: str) -> FileRange:
+        """Return where an entry lies, for a writer to copy it from; raises KeyError if there is none of this name."""
+        found = self.entries[name]
+        return FileRange(self._file, found.offset, found.num_bytes, name)
+
     def copy_entry(self, name: str, file: BinaryIO) -> None:
         """Write the bytes of an entry to a file, in pieces that do not stay in memory."""
-        entry = self.entries[name]
-        for done in range(0, entry.num_bytes, _COPY_BYTES):
-            offset, size = entry.offset + done, min(_COPY_BYTES, entry.num_bytes - done)
-            with self._file.read(offset, size, name) as piece:
-                file.write(piece)
-            self._file.drop_pages(offset, size)
+        for piece in content_pieces(self.content(name)):
+            file.write(piece)
 
     @cached_property
     def model(self) -> LiteRtModel:
         """What the model offers; raises ModelFormatError or UnsupportedModelError where it is no LiteRT model."""
         return read_litert_model(self.entry(MODEL), f"{self.path}: {MODEL}")
+
+    def check_text_only(self) -> None:
+        """Raise UnsupportedModelError, naming the entry, for a model that does not read and write text by itself."""
+        for name, what in _OTHER_MODELS.items():
+            if name in self.entries:
+                raise UnsupportedModelError(
+                    f"{self.path}: entry {name}: expected a model that reads and writes text by itself; this one needs "
+                    f"{what}, which is not read"
+                )
+
+    @cached_property
+    def llm_metadata(self) -> LlmMetadata:
+        """How the model is talked to; raises CorruptFileError for a message that is not sound.
+
+        METADATA is MediaPipe's LlmParameters, or, in bundles made for LiteRT-LM alone, LlmMetadata.
+        """
+        template = self.chat_template
+        try:
+            text = None if template is None else template.decode()
+        except UnicodeDecodeError:
+            raise CorruptFileError(f"{self.path}: {CHAT_TEMPLATE}: the text is not UTF-8") from None
+        told = read_task_metadata(self._small(METADATA, MAX_METADATA_BYTES), text, f"{self.path}: {METADATA}")
+        if LLM_METADATA in self.entries:
+            found = read_llm_metadata(self._small(LLM_METADATA, MAX_METADATA_BYTES), f"{self.path}: {LLM_METADATA}")
+            return found.with_session_prefix(told.templates)
+        return told
 
     @property
     def sentencepiece_model(self) -> bytes:
@@ -160,10 +205,17 @@ class TaskBundle:
         return LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE in self.parameters.input_output_normalizations
 
     def _read_parameters(self) -> LlmParameters:
+        data = self._small(METADATA, MAX_METADATA_BYTES)
+        if is_llm_metadata(data):
+            return to_llm_parameters(read_llm_metadata(data, f"{self.path}: {METADATA}"), lambda ids: None)
         try:
-            return LlmParameters.FromString(self._small(METADATA, MAX_METADATA_BYTES))
+            return LlmParameters.FromString(data)
         except DecodeError:
             raise CorruptFileError(f"{self.path}: {METADATA}: expected a message LlmParameters") from None
+
+    def small_entry(self, name: str) -> bytes | None:
+        """Return a copy of a small entry, None if there is none of this name; raises CorruptFileError as others do."""
+        return self._small(name, MAX_TOKENIZER_BYTES) if name in self.entries else None
 
     def _small(self, name: str, max_bytes: int) -> bytes:
         """Return a copy of an entry that is read whole, its checksum compared."""
@@ -178,22 +230,22 @@ class TaskBundle:
 
 def write_task_bundle(
     path: str | os.PathLike[str],
-    entries: Mapping[str, bytes | str | os.PathLike[str]],
+    entries: Mapping[str, Content],
     progress: Callable[[float], None] | None = None,
 ) -> None:
-    """Write the bundle of `entries`, each given by its bytes or as the file to copy, in their order.
+    """Write the bundle of `entries`, each given by its bytes, as the file to copy or as a range of one, in their order.
 
     The same content gives the same bytes: those of MediaPipe's bundler but for the times of entries, which are
     1980-01-01 here. Files are copied in pieces of 1 MiB, and `path` appears whole or not at all. `progress` is called
     with the part that is done, 0 to 1.
     """
-    sizes = {name: len(value) if isinstance(value, bytes) else _file_size(value) for name, value in entries.items()}
+    sizes = {name: content_size(value) for name, value in entries.items()}
     total = max(1, sum(sizes.values()))
     done = 0
 
-    def pieces(value: bytes | str | os.PathLike[str]) -> Iterator[bytes]:
+    def pieces(value: Content) -> Iterator[bytes | memoryview]:
         nonlocal done
-        for piece in (value,) if isinstance(value, bytes) else _read_pieces(value):
+        for piece in content_pieces(value):
             yield piece
             done += len(piece)
             if progress is not None:
@@ -201,17 +253,3 @@ def write_task_bundle(
 
     with replace_file(path) as file:
         write_stored_zip(file, ((n, sizes[n], pieces(value)) for n, value in entries.items()), alignment=_ALIGNMENT)
-
-
-def _file_size(path: str | os.PathLike[str]) -> int:
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):
-        error = IsADirectoryError if stat.S_ISDIR(status.st_mode) else OSError
-        raise error(f"{os.fspath(path)}: expected a regular file")
-    return status.st_size
-
-
-def _read_pieces(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    with Path(path).open("rb") as file:
-        while piece := file.read(_COPY_BYTES):
-            yield piece

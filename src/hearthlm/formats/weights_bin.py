@@ -13,11 +13,9 @@ import json
 import math
 import os
 import struct
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, Literal, Self
 
@@ -38,6 +36,7 @@ from hearthlm.formats.gpu_layout import blocks_from_rows, rows_from_blocks
 from hearthlm.formats.json_document import parse_json_object
 from hearthlm.formats.llm_parameters_pb2 import LlmModelType, LlmParameters
 from hearthlm.formats.mapped_file import MappedFile
+from hearthlm.formats.tensor_plan import TensorPlan, produced_pieces, write_at
 from hearthlm.quantization import WeightMatrix, WeightType, unpack_int4
 
 IDENTIFIER = b"TFL3"
@@ -63,7 +62,6 @@ _UINT8 = struct.Struct("<B")
 _UINT32 = struct.Struct("<I")
 _UINT64 = struct.Struct("<Q")
 _PANEL_BYTES = 1 << 22
-_PIECE_VALUES = 1 << 21  # of a tensor that is being written
 
 
 @dataclass(frozen=True)
@@ -138,6 +136,10 @@ class WeightsBin:
         """Let go of the file."""
         self._file.close()
 
+    def release_pages(self) -> None:
+        """Let the system take back the memory of what has been read; what is read again comes from the file again."""
+        self._file.release_pages()
+
     @property
     def tokenizer(self) -> bytes | None:
         """The serialised SentencePiece model, or None where there is none."""
@@ -177,7 +179,8 @@ class WeightsBin:
         stored = np.uint8 if dtype == "int4" else np.dtype(dtype)
         if is_gpu:
             count = num_bytes // np.dtype(stored).itemsize
-            data = rows_from_blocks(self._file.array(tensor.offset, stored, (count,), what), shape)
+            blocks = self._file.array(tensor.offset, stored, (count,), what)
+            data = rows_from_blocks(blocks, shape, lambda a, b: self._file.drop_pages(tensor.offset + a, b - a))
             return WeightMatrix(dtype, shape, np.ascontiguousarray(data), scales, zero_points)
         if dtype == "int4" and columns % 2:
             data = _rows_from_gapless(self._file.array(tensor.offset, np.uint8, (num_bytes,), what), shape)
@@ -406,49 +409,6 @@ class _Head:
             end, previous = offset + size, what
 
 
-@dataclass(frozen=True)
-class TensorPlan:
-    """Declare a tensor to be written before it exists: its size is known, its values are not yet.
-
-    `shape` is (out, in) for a matrix and (n,) or (1, 1, n) for a vector, which is float32. `produce(first, last)`
-    returns the rows [first, last) of a matrix as a WeightMatrix of `dtype`, or those values of a vector as float32. It
-    is called once for each piece, from several threads at a time if the writer has them. A quantised matrix brings its
-    scales, and zero points exactly if `has_zero_points`.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: WeightType
-    produce: Callable[[int, int], WeightMatrix | NDArray[np.float32]]
-    has_zero_points: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"{self.name}: shape: expected positive dimensions, got {self.shape}")
-        if self.dtype == "bfloat16" or (self.dtype != "float32" and not self.is_matrix):
-            raise ValueError(f"{self.name}: a tensor {list(self.shape)} cannot be stored as {self.dtype}")
-        if self.has_zero_points and self.dtype not in ("int8", "int4"):
-            raise ValueError(f"{self.name}: has_zero_points: expected False for {self.dtype}")
-
-    @classmethod
-    def of(cls, name: str, value: WeightMatrix | NDArray[np.float32], shape: tuple[int, ...] | None = None) -> Self:
-        """Plan a tensor that is in memory already, a vector under another `shape` if given."""
-        if isinstance(value, WeightMatrix):
-            return cls(name, value.shape, value.dtype, value.rows, value.zero_points is not None)
-        return cls(name, shape or value.shape, "float32", lambda first, last: value.reshape(-1)[first:last])
-
-    @property
-    def is_matrix(self) -> bool:
-        return len(self.shape) == 2
-
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """Yield the ranges of rows, or of values, in which the tensor is produced."""
-        count, size = (self.shape[0], self.shape[1]) if self.is_matrix else (math.prod(self.shape), 1)
-        step = max(4, _PIECE_VALUES // size // 4 * 4) if self.is_matrix else count  # 4 rows share a block
-        for first in range(0, count, step):
-            yield first, min(first + step, count)
-
-
 def write_weights_bin(
     path: str | os.PathLike[str],
     parameters: LlmParameters,
@@ -529,9 +489,9 @@ def write_weights_bin(
     tensor_offsets = iter(offsets[len(entries) :] if backend == "gpu" else offsets[: len(flat)])
     with replace_file(path) as file, ThreadPoolExecutor(num_threads) as pool:
         file.truncate(max(end, min_bytes))
-        _write_at(file, 0, build_head(offsets))
+        write_at(file, 0, build_head(offsets))
         for (_, data), offset in zip(entries, entry_offsets, strict=True):
-            _write_at(file, offset, data)
+            write_at(file, offset, data)
         for plan, group in zip(plans, stored, strict=True):
             where = {tensor.part: (next(tensor_offsets), tensor) for tensor in group}
             for num_bytes in _write_plan(file, layout, plan, where, pool, num_threads):
@@ -661,41 +621,15 @@ def _write_plan(
 ) -> Iterator[int]:
     """Write a tensor piece by piece and yield how many bytes of the weights each was."""
     written: dict[_Part, int] = dict.fromkeys(where, 0)
-    for first, last, produced in _produced(plan, pool, num_threads):
+    for first, last, produced in produced_pieces(plan, pool, num_threads):
         before = written["weight"]
         for part, offset, data in layout.pieces(plan, produced(), first, last):
-            _write_at(file, where[part][0] + offset, data)
+            write_at(file, where[part][0] + offset, data)
             written[part] += data.nbytes
         yield written["weight"] - before
     for part, (_, tensor) in where.items():
         if written[part] != tensor.num_bytes:
             raise ValueError(f"{tensor.name}: expected {tensor.num_bytes} bytes, got {written[part]}")
-
-
-def _produced(
-    plan: TensorPlan, pool: ThreadPoolExecutor, num_threads: int
-) -> Iterator[tuple[int, int, Callable[[], WeightMatrix | NDArray[np.float32]]]]:
-    """Yield the pieces of a tensor in order, each as a function that waits for it; some are under way ahead."""
-    if num_threads <= 1:
-        for first, last in plan.pieces():
-            yield first, last, partial(plan.produce, first, last)
-        return
-    waiting: deque[tuple[int, int, Future[WeightMatrix | NDArray[np.float32]]]] = deque()
-    for first, last in plan.pieces():
-        waiting.append((first, last, pool.submit(plan.produce, first, last)))
-        if len(waiting) > num_threads:
-            begin, end, future = waiting.popleft()
-            yield begin, end, future.result
-    while waiting:
-        begin, end, future = waiting.popleft()
-        yield begin, end, future.result
-
-
-def _write_at(file: BinaryIO, offset: int, data: bytes | NDArray[Any]) -> None:
-    view = memoryview(data) if isinstance(data, bytes) else np.ascontiguousarray(data).data.cast("B")
-    while view.nbytes:
-        written = os.pwrite(file.fileno(), view, offset)
-        view, offset = view[written:], offset + written
 
 
 def _serialize_extra(extra: Mapping[str, Any]) -> bytes:

@@ -28,6 +28,7 @@ __all__ = [
     "activation",
     "add",
     "attention",
+    "available_instruction_sets",
     "chosen",
     "embed_rows",
     "gated_activation",
@@ -45,6 +46,15 @@ __all__ = [
     "soft_cap",
     "top_k",
 ]
+
+
+def available_instruction_sets() -> tuple[str, ...]:
+    """Return the names of the kernels that this CPU runs, the best first and the NumPy ones last."""
+    try:
+        from hearthlm.kernels import native
+    except ImportError:
+        return ("reference",)
+    return (*native.instruction_sets(), "reference")
 
 
 def choose_kernels(wanted: str | None) -> Kernels:

@@ -159,6 +159,7 @@ class Family:
     chat: PromptTemplates | None = None
     stop_tokens: tuple[str, ...] = ()
     bytes_to_unicode: bool = False
+    litert_lm_type: str = "generic_model"  # LiteRT-LM's name for models that are talked to in this way
 
     def read_file_parameters(self, declared: FileParameters) -> Architecture:
         """Return the architecture of a MediaPipe file: what it declares, completed by the traits of its type.

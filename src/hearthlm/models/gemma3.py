@@ -71,4 +71,5 @@ GEMMA3 = Family(
     },
     chat=GEMMA_CHAT,
     stop_tokens=("<eos>", "<end_of_turn>"),
+    litert_lm_type="gemma3",
 )

@@ -66,6 +66,7 @@ QWEN2 = Family(
     checkpoint_names=LLAMA_CHECKPOINT_NAMES,
     bin_names={},
     file_traits={},
+    litert_lm_type="qwen2p5",
 )
 
 QWEN3 = Family(
@@ -75,4 +76,5 @@ QWEN3 = Family(
     checkpoint_names=LLAMA_CHECKPOINT_NAMES,
     bin_names={},
     file_traits={},
+    litert_lm_type="qwen3",
 )

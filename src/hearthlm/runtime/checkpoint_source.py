@@ -94,5 +94,8 @@ class CheckpointSource:
                 f"({'in, out' if rows.transposed else 'out, in'}), got {list(shape)}"
             )
 
+    def release_pages(self) -> None:
+        self._file.release_pages()
+
     def close(self) -> None:
         self._file.close()

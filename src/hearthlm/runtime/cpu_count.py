@@ -9,19 +9,24 @@ from pathlib import Path, PurePosixPath
 
 def default_num_threads() -> int:
     """Return the number of physical cores within the affinity mask and the quotas of control groups, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        cpus = os.sched_getaffinity(0)
-    else:
-        cpus = set(range(os.cpu_count() or 1))
+    cpus = usable_cpus()
     cores = {_read(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")) or str(cpu) for cpu in cpus}
-    return max(1, min(len(cores), cpu_quota() or len(cores)))
+    quota = cpu_quota()
+    return max(1, len(cores) if quota is None else min(len(cores), int(quota)))
 
 
-def cpu_quota(root: Path = Path("/")) -> int | None:
-    """Return the least quota of this process's control groups in whole processors, rounded down but at least 1.
+def usable_cpus() -> set[int]:
+    """Return the numbers of the logical processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return the least quota of this process's control groups in processors, None where there is none.
 
     Version 2 (`cpu.max`) and version 1 (`cpu.cfs_quota_us`), of the process's own group and all above it, as far as the
-    file system at `root` shows them. None where there is none.
+    file system at `root` shows them.
     """
     quotas = []
     for folder, is_version_2 in _cgroups(root):
@@ -30,8 +35,8 @@ def cpu_quota(root: Path = Path("/")) -> int | None:
         else:
             quota, period = (_read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
         if quota.isdigit() and period.isdigit() and int(period):  # neither "max" nor -1
-            quotas.append(int(quota) // int(period))
-    return max(1, min(quotas)) if quotas else None
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
 
 
 def _cgroups(root: Path) -> Iterator[tuple[Path, bool]]:

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from hearthlm import kernels
 from hearthlm.errors import ContextLengthError, EngineClosedError
+from hearthlm.runtime.constraint import Constraint
 from hearthlm.runtime.executor import Executor, ForwardRequest, State, Wanted
-from hearthlm.runtime.lora import LoraAdapter
+from hearthlm.runtime.lora import Adapter
 from hearthlm.runtime.prefix_cache import PrefixCache
 from hearthlm.runtime.prompt_lookup import PromptLookup
 from hearthlm.runtime.sampler import Sampler, TokenLogprobs, token_logprobs
@@ -60,8 +61,8 @@ class _Work:
         raise NotImplementedError
 
     def max_rows(self, vocab_size: int) -> int:
-        """Return how many ids may be fed in one step."""
-        return PREFILL_CHUNK
+        """Return how many ids may be fed in one step, whatever the executor would like."""
+        return sys.maxsize
 
     def guess(self, limit: int) -> list[int]:
         """Return up to `limit` ids that may follow the one that is pending; they are fed with it and can be wrong."""
@@ -107,6 +108,7 @@ class Generation(_Work):
         stop_ids: Collection[int],
         max_output_tokens: int,
         num_logprobs: int = 0,
+        constraint: Constraint | None = None,
         looks_up: bool = False,
     ) -> None:
         super().__init__(state, deque(prompt_ids))
@@ -114,6 +116,7 @@ class Generation(_Work):
         self._stop_ids = frozenset(stop_ids)
         self._max_output_tokens = max_output_tokens
         self._num_logprobs = num_logprobs
+        self._matcher = None if constraint is None else constraint.matcher_after(context_ids)
         self._context_ids = tuple(context_ids) if sampler.penalises or looks_up else ()
         self._looks_up = looks_up
         self._lookup: PromptLookup | None = None
@@ -183,37 +186,40 @@ class Generation(_Work):
         num_guessed = len(rows) - 1
         first = self.state.length - num_guessed  # the position that the first row is about
         for i, logits in enumerate(rows):
-            chosen = self._sampler.sample(logits, first + i, self._output_ids, self._context_ids)
-            is_done = self._take_chosen(chosen, logits, pool)
+            allowed = None if self._matcher is None else self._matcher.mask()
+            chosen = self._sampler.sample(logits, first + i, self._output_ids, self._context_ids, allowed)
+            reason = self._take_chosen(chosen, logits, pool)
             is_right = i < num_guessed and chosen == ids[i + 1]
-            if is_done or not is_right:
+            if reason is not None or not is_right:
                 break
         if num_guessed:
             assert self._lookup is not None
             self._lookup.learn(num_guessed, i)
             if i < num_guessed:
                 self.state.truncate(first + i)
-        if not is_done:
+        if reason is None:
             self.pending.append(chosen)
-        return is_done
+            return False
+        self._finish(reason)  # last: the state is somebody else's from here on
+        return True
 
-    def _take_chosen(self, chosen: int, logits: NDArray[np.float32], pool: kernels.ThreadPool) -> bool:
-        """Add an id to the answer; return True where that ends it."""
+    def _take_chosen(self, chosen: int, logits: NDArray[np.float32], pool: kernels.ThreadPool) -> FinishReason | None:
+        """Add an id to the answer, unless it is a stop; return why the answer ends with it, if it does."""
         if self._first_token is None:
             self._first_token = time.perf_counter()
         if chosen in self._stop_ids:
-            self._finish("stop")
-            return True
+            return "stop"
         self._output_ids.append(chosen)
         if self._lookup is not None:
             self._lookup.append(chosen)
         if self._num_logprobs:
             self.logprobs.append(token_logprobs(logits, chosen, self._num_logprobs, pool))
         self._put(chosen)
-        if len(self._output_ids) >= self._max_output_tokens:
-            self._finish("length")
-            return True
-        return False
+        if self._matcher is not None:
+            self._matcher.take(chosen)
+            if self._matcher.is_over and not self._stop_ids:  # no token could say so
+                return "stop"
+        return "length" if len(self._output_ids) >= self._max_output_tokens else None
 
     def fail(self, error: BaseException) -> None:
         self._put(error)
@@ -315,7 +321,7 @@ class _Awaited(_Work):
         self._done.put(error)
 
     def on_cancelled(self) -> None:
-        self.fail(EngineClosedError("the model was closed before the answer was complete"))
+        self.fail(EngineClosedError("the model was closed, or the call cancelled, before the answer was complete"))
 
 
 class Scoring(_Awaited):
@@ -382,12 +388,12 @@ class Engine:
         self._process = os.getpid()
         self._closed = False
 
-    def new_state(self, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> State:
+    def new_state(self, ids: Sequence[int] = (), adapter: Adapter | None = None) -> State:
         """Return a state for a text that begins with `ids`: empty, or one that has seen a part of them before."""
         known = self._prefixes.take(ids, "" if adapter is None else adapter.digest) if ids else None
         return known or self.executor.new_state(adapter)
 
-    def keep_state(self, ids: Sequence[int], state: State, adapter: LoraAdapter | None = None) -> None:
+    def keep_state(self, ids: Sequence[int], state: State, adapter: Adapter | None = None) -> None:
         """Remember what `state` has computed for the beginning of `ids`, within the budget."""
         if not self._closed:
             self._prefixes.keep(ids, state, "" if adapter is None else adapter.digest)
@@ -407,6 +413,7 @@ class Engine:
         stop_ids: Collection[int],
         max_output_tokens: int | None = None,
         num_logprobs: int = 0,
+        constraint: Constraint | None = None,
     ) -> list[Generation]:
         """Return one answer per sampler to the context `ids`, of which `state` has seen all but at least the last.
 
@@ -427,6 +434,7 @@ class Engine:
                 stop_ids=stop_ids,
                 max_output_tokens=room if max_output_tokens is None else min(room, max_output_tokens),
                 num_logprobs=num_logprobs,
+                constraint=constraint,
                 looks_up=self._looks_up,
             )
             for sampler in samplers
@@ -447,7 +455,7 @@ class Engine:
         else:
             self._submit(*shared.successors())
 
-    def score(self, ids: Sequence[int], adapter: LoraAdapter | None = None) -> NDArray[np.float32]:
+    def score(self, ids: Sequence[int], adapter: Adapter | None = None) -> NDArray[np.float32]:
         """Return float32 [len(ids) - 1]: the log-probability of each id given those before it."""
         if len(ids) < 2:
             return np.empty(0, dtype=np.float32)
@@ -461,8 +469,13 @@ class Engine:
         finally:
             state.close()
 
-    def embed(self, ids: Sequence[int], adapter: LoraAdapter | None = None) -> NDArray[np.float32]:
-        """Return float32 [embedding_dim]: the mean over all ids of the last layer's normed rows."""
+    def embed(
+        self, ids: Sequence[int], adapter: Adapter | None = None, cancelled: threading.Event | None = None
+    ) -> NDArray[np.float32]:
+        """Return float32 [embedding_dim]: the mean over all ids of the last layer's normed rows.
+
+        Setting `cancelled` ends it before the next step, with EngineClosedError.
+        """
         if not ids:
             raise ValueError("ids: expected at least one")
         if len(ids) > self.max_tokens:
@@ -470,6 +483,7 @@ class Engine:
         state = self.executor.new_state(adapter)
         try:
             embedding = Embedding(state, ids)
+            embedding.cancelled = cancelled or embedding.cancelled
             self._submit(embedding)
             return embedding.result()
         finally:
@@ -544,7 +558,9 @@ class Engine:
             if len(work.pending) == 1:  # decoding: always taken along
                 chosen.append((work, [work.pending[0], *work.guess(max_guesses)]))
             elif budget > 0:
-                count = min(budget, len(work.pending), work.max_rows(self.executor.vocab_size))
+                wanted = work.wanted(len(work.pending))
+                count = self.executor.chunk_length(work.state, len(work.pending), wanted, budget)
+                count = min(count, work.max_rows(self.executor.vocab_size))
                 chosen.append((work, [work.pending[i] for i in range(count)]))
                 budget -= count
         if not chosen:

@@ -1,7 +1,7 @@
 """What the engine needs of whatever computes tokens: a protocol with two implementations.
 
-`transformer.py` runs weights on this package's kernels. A state belongs to one sequence and is used by one thread at
-a time; everything else about an executor is immutable and may be shared.
+`transformer.py` runs weights on this package's kernels, `litert.py` a graph on ai-edge-litert. A state belongs to one
+sequence and is used by one thread at a time; everything else about an executor is immutable and may be shared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm.kernels import ThreadPool
-from hearthlm.runtime.lora import LoraAdapter
 
 Wanted = Literal["none", "last", "all", "hidden"]
 
@@ -80,21 +79,27 @@ class Executor(Protocol):
         adapter of a state is not in it.
         """
 
-    def new_state(self, adapter: LoraAdapter | None = None) -> State:
-        """Return the state of an empty sequence, all of which goes through `adapter`."""
+    def new_state(self, adapter: Any = None) -> State:
+        """Return the state of an empty sequence, all of which goes through `adapter`, one made for this model."""
 
-    def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]], adapter: LoraAdapter | None = None) -> State:
+    def load_state(self, length: int, arrays: Mapping[str, NDArray[Any]], adapter: Any = None) -> State:
         """Return a state of `length` tokens that goes on bit for bit like the one that `save` returned `arrays` of.
 
         Raises SessionFileError, before anything is allocated, for arrays of another name, type or shape.
+        """
+
+    def chunk_length(self, state: Any, num_ids: int, wanted: Wanted, budget: int) -> int:
+        """Return how many of the next `num_ids`, at least 1, are best fed in a step that has `budget` rows left.
+
+        `wanted` is what will be asked of all of them. More than `budget` where fewer would take as long.
         """
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[NDArray[np.float32] | None]:
         """Append every request's ids to its state; return float32 [wanted rows, vocab_size] or None per request.
 
         Of "hidden" the result is float32 [len(ids), embedding_dim], after the final norm.
-        A result depends on the state's own tokens only: bit for bit the same in whatever company and in whatever
-        chunks they are fed. Each state may appear once.
+        A result depends on the state's own tokens only: in whatever company bit for bit the same, and in whatever
+        chunks too, or where a graph is run, but for the last bits of the floats. Each state may appear once.
         """
 
     def close(self) -> None:

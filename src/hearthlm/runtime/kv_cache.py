@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from hearthlm.errors import SessionFileError
 from hearthlm.kernels import BlockTable
+from hearthlm.models.params import Architecture
 
 BLOCK_SIZE = 64  # positions
 REWIND_SLACK = 256  # positions behind the window that are kept
@@ -51,6 +52,14 @@ class CacheLayout:
         """Name the group in a saved state; no two groups of a model have the same window."""
         return "full" if self.window is None else f"window_{self.window}"
 
+    def max_bytes(self, num_tokens: int, max_new: int) -> int:
+        """Return the most that a sequence of up to `num_tokens` takes, `max_new` at most being added in one step."""
+        num_blocks = -(-num_tokens // BLOCK_SIZE)
+        if self.window is not None:  # what `drop_outside_window` leaves, with both ends inside a block
+            num_blocks = min(num_blocks, (self.window - 1 + REWIND_SLACK + max_new) // BLOCK_SIZE + 2)
+        positions = num_blocks * BLOCK_SIZE
+        return positions * self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
     def new_block(self) -> Block:
         shape = (self.num_layers, 2, self.num_kv_heads, BLOCK_SIZE, self.head_dim)
         return Block(np.empty(shape, dtype=self.dtype))
@@ -66,6 +75,21 @@ class CacheLayout:
                 f"the saved state's {self.name!r}: expected {self.dtype} [{self.num_layers}, 2, {self.num_kv_heads}, "
                 f"{positions}, {self.head_dim}] for {length} tokens, got {array.dtype} {list(array.shape)[:8]}"
             )
+
+
+def cache_layouts(architecture: Architecture, dtype: DTypeLike) -> tuple[CacheLayout, ...]:
+    """Return the groups of layers that a model keeps apart: one for each window, those that see everything first."""
+    windows = sorted({layer.window or 0 for layer in architecture.layers})
+    return tuple(
+        CacheLayout(
+            num_layers=sum((layer.window or 0) == window for layer in architecture.layers),
+            num_kv_heads=architecture.num_kv_heads,
+            head_dim=architecture.head_dim,
+            dtype=np.dtype(dtype),
+            window=window or None,
+        )
+        for window in windows
+    )
 
 
 class BlockCache:

@@ -18,7 +18,8 @@ from hearthlm.errors import CorruptFileError, TensorMismatchError, UnsupportedMo
 from hearthlm.formats import detect_format
 from hearthlm.formats.checkpoint import Checkpoint
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
-from hearthlm.formats.weights_bin import WEB_MIN_BYTES, TensorPlan, WeightsBin, write_weights_bin
+from hearthlm.formats.tensor_plan import TensorPlan
+from hearthlm.formats.weights_bin import WEB_MIN_BYTES, WeightsBin, write_weights_bin
 from hearthlm.kernels import LoraFactors
 from hearthlm.models.family import Family, TensorSpec
 from hearthlm.models.model_types import MODEL_TYPES_BY_NUMBER
@@ -57,13 +58,19 @@ _PEFT_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)
 
 
 @dataclass(frozen=True, eq=False)
-class LoraAdapter:
-    """Hold an adapter for one model; immutable, and shared by every sequence that uses it."""
+class Adapter:
+    """Name an adapter for one model; immutable, and shared by every sequence that uses it."""
 
     path: str
     rank: int  # the largest of all layers
     num_bytes: int
     digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class LoraAdapter(Adapter):
+    """Hold an adapter for a model of weights and an architecture."""
+
     architecture: Architecture = field(repr=False)
     factors: Mapping[str, LoraFactors] = field(repr=False)  # by the role of the matrix that they add to
 
@@ -93,7 +100,7 @@ def open_adapter(
     if kind == "weights_bin":
         found = _from_bin(path, specs, family)
     elif kind in ("checkpoint", "safetensors", "torch_zip"):
-        found = _from_peft(path, specs, alpha, scaled, ignored)
+        found = read_peft(path, specs, alpha=alpha, scaled=scaled, ignored=ignored)
     else:
         raise UnsupportedModelError(
             f"{path}: expected a LoRA .bin or a PEFT adapter, got a file of the format {kind!r}"
@@ -238,13 +245,15 @@ def _from_bin(path: str | PathLike[str], specs: Mapping[str, TensorSpec], family
         return found
 
 
-def _from_peft(
+def read_peft(
     path: str | PathLike[str],
     specs: Mapping[str, TensorSpec],
-    alpha: float | None,
-    scaled: bool,
-    ignored: frozenset[str],
+    *,
+    alpha: float | None = None,
+    scaled: bool = True,
+    ignored: frozenset[str] = frozenset(),
 ) -> _Found:
+    """Return A [rank, in] and B [out, rank], scaled, of the matrices that a PEFT adapter adds to, by role."""
     with Checkpoint.open(path) as file:
         config = file.adapter_config
         if config is None and alpha is None and scaled:

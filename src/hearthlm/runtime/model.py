@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from hearthlm.errors import (
 )
 from hearthlm.formats import detect_format
 from hearthlm.formats.checkpoint import Checkpoint, read_json_file
+from hearthlm.formats.llm_metadata import SamplerDefaults
 from hearthlm.formats.llm_parameters import file_parameters, prompt_templates
 from hearthlm.formats.llm_parameters_pb2 import LlmModelType, LlmParameters
 from hearthlm.formats.weights_bin import WeightsBin
@@ -31,8 +32,13 @@ from hearthlm.models.family import Family, PromptTemplates, TensorSpec
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import WeightMatrix
 from hearthlm.runtime.checkpoint_source import CheckpointSource
+from hearthlm.runtime.language_model import ExecutorSettings
 from hearthlm.runtime.weights import TensorSource, WeightPlacement, Weights, load_weights
 from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
+
+if TYPE_CHECKING:
+    from hearthlm.runtime.lora import LoraAdapter
+    from hearthlm.runtime.transformer import TransformerExecutor
 
 _BYTES_TO_UNICODE = LlmParameters.INPUT_OUTPUT_NORMALIZATION_BYTES_TO_UNICODE
 
@@ -69,6 +75,9 @@ class ModelInfo:
     stop_strings: tuple[str, ...]
     prompt_templates: PromptTemplates
     metadata: dict[str, Any]
+    weight_types: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # of "attention", "feed_forward", "embedding"
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of `hearthlm inspect --json`."""
@@ -93,7 +102,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """Describe an open model; use as a context manager, weights loaded from it outlive it."""
+    """Describe an open model of weights; use as a context manager, weights loaded from it outlive it."""
+
+    has_fixed_cache = False
+    sampler_defaults = SamplerDefaults()
+    suppressed_ids = ()
 
     architecture: Architecture
     family: Family
@@ -122,7 +135,9 @@ class Model:
         except (ModelFormatError, UnsupportedModelError) as error:
             where = os.fspath(path)
             raise error if where in str(error) else type(error)(f"{where}: {error}") from None
-        raise UnsupportedModelError(f"{path}: models of the format {kind!r} cannot be run yet")
+        raise UnsupportedModelError(
+            f"{path}: a {kind} holds a graph: expected weights, a .bin or a Hugging Face folder"
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -132,6 +147,50 @@ class Model:
                 "only calls that take ids can be answered"
             )
         return self._tokenizer
+
+    @property
+    def name(self) -> str:
+        return self.family.name
+
+    @property
+    def vocab_size(self) -> int:
+        return self.architecture.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        return self.architecture.context_length
+
+    @property
+    def embedding_dim(self) -> int | None:
+        return self.architecture.embedding_dim
+
+    @property
+    def default_chat(self) -> PromptTemplates | None:
+        return self.family.chat
+
+    def new_executor(
+        self, settings: ExecutorSettings, progress: Callable[[float], None] | None = None
+    ) -> TransformerExecutor:
+        """Load the weights and return what computes with them."""
+        from hearthlm.runtime.transformer import TransformerExecutor
+
+        if settings.cache_dir is not None:
+            raise ValueError(
+                "cache_dir: expected None: only LiteRT models have weights that are worth storing in another order"
+            )
+        return TransformerExecutor(
+            self.architecture,
+            self.load_weights(placement=settings.weights, progress=progress),
+            num_threads=settings.num_threads,
+            activation_data_type=settings.activation_data_type,
+            kv_cache_dtype=settings.kv_cache_dtype,
+        )
+
+    def open_adapter(self, path: str | PathLike[str]) -> LoraAdapter:
+        """Read a LoRA adapter for this model; see `runtime.lora.open_adapter`."""
+        from hearthlm.runtime.lora import open_adapter
+
+        return open_adapter(path, self.family, self.architecture)
 
     def load_weights(
         self, *, placement: WeightPlacement = "auto", progress: Callable[[float], None] | None = None
@@ -184,6 +243,9 @@ class _WeightsBinSource:
             f"{self.path}: the model needs the tensor {' or '.join(spec.bin_names) or spec.role} "
             f"{list(spec.shape)}, and the file has none of that name"
         )
+
+    def release_pages(self) -> None:
+        self._file.release_pages()
 
     def close(self) -> None:
         self._file.close()
@@ -336,7 +398,7 @@ def checkpoint_chat(file: Checkpoint) -> dict[str, Any]:
         "start_id": next((i for i in (generation.get("bos_token_id"), config.get("bos_token_id")) if _is_id(i)), None),
         "stop_ids": [i for i in (stop if isinstance(stop, list) else [stop]) if _is_id(i)],
         "chat_template": _chat_template(file, tokenizer_config),
-        "special_tokens": _special_tokens(tokenizer_config),
+        "special_tokens": special_tokens_in(tokenizer_config),
     }
     return {name: value for name, value in chat.items() if value not in (None, [], {})}
 
@@ -378,6 +440,11 @@ def _chat_template(file: Checkpoint, config: dict[str, Any] | None) -> str | Non
             return path.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
             raise TemplateError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None
+    return template_in(config)
+
+
+def template_in(config: Mapping[str, Any] | None) -> str | None:
+    """Return the chat template of tokenizer_config.json; of several the default one."""
     template = (config or {}).get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
@@ -387,7 +454,7 @@ def _chat_template(file: Checkpoint, config: dict[str, Any] | None) -> str | Non
     return template
 
 
-def _special_tokens(config: dict[str, Any] | None) -> dict[str, str]:
+def special_tokens_in(config: Mapping[str, Any] | None) -> dict[str, str]:
     """Return the tokens that tokenizer_config.json names, such as bos_token; an added token is written as a mapping."""
     tokens = {}
     for name, value in (config or {}).items():
@@ -424,11 +491,17 @@ def _model(
         if token and token not in family.stop_tokens:
             strings.append(token)
     num_parameters = 0
+    stored = {tensor.name: tensor.dtype for tensor in tensors}
+    weight_types: dict[str, set[str]] = {}
     for spec in family.tensors(architecture):
         size = 1
         for length in spec.shape:
             size *= length
         num_parameters += size
+        names = [*spec.bin_names, *(name.removesuffix(".w") + ".linear.w" for name in spec.bin_names)]
+        found = next((stored[name] for name in (spec.checkpoint_name, *names) if name in stored), None)
+        if spec.group is not None and found is not None:
+            weight_types.setdefault(spec.group, set()).add(found)
     info = ModelInfo(
         format=format,
         model_type=model_type,
@@ -442,6 +515,7 @@ def _model(
         stop_strings=tuple(strings),
         prompt_templates=templates,
         metadata=metadata,
+        weight_types={group: tuple(sorted(types)) for group, types in weight_types.items()},
     )
     return Model(
         architecture=architecture,

@@ -1,8 +1,8 @@
 """Choosing the next token from its logits.
 
-The order is: penalties, top-k, temperature, top-p, min-p, one draw. Random numbers are a pure function of the seed, the
-response's index and the token's position, so that the same request gives the same text whatever else runs, and however
-often it was interrupted, cloned or resumed.
+The order is: what may come at all, penalties, top-k, temperature, top-p, min-p, one draw. Random numbers are a pure
+function of the seed, the response's index and the token's position, so that the same request gives the same text
+whatever else runs, and however often it was interrupted, cloned or resumed.
 """
 
 from __future__ import annotations
@@ -165,11 +165,15 @@ class Sampler:
         position: int,
         generated_ids: Sequence[int] = (),
         prompt_ids: Sequence[int] = (),
+        allowed: NDArray[np.bool_] | None = None,
     ) -> int:
         """Return the id chosen by logits [vocab] for absolute `position` of the sequence.
 
+        With `allowed`, bool [vocab], every other token counts as impossible before anything else is done.
         Raises ValueError if no token can be chosen: the highest logit is infinite or none is a number.
         """
+        if allowed is not None:
+            logits = np.where(allowed, logits, np.float32(-np.inf))
         if self.penalises or self.logit_bias:
             logits = apply_penalties(
                 logits,

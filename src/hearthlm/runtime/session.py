@@ -9,8 +9,9 @@ from typing import Any
 
 from hearthlm.errors import SessionBusyError, SessionFileError
 from hearthlm.formats.session_file import read_session_file, write_session_file
+from hearthlm.runtime.constraint import Constraint
 from hearthlm.runtime.engine import Engine, FinishedGeneration, Generation
-from hearthlm.runtime.lora import LoraAdapter
+from hearthlm.runtime.lora import Adapter
 from hearthlm.runtime.sampler import Sampler, TokenLogprobs
 
 
@@ -21,7 +22,7 @@ class Session:
     another meanwhile raises SessionBusyError. What other texts have computed before is reused where they begin alike.
     """
 
-    def __init__(self, engine: Engine, ids: Sequence[int] = (), adapter: LoraAdapter | None = None) -> None:
+    def __init__(self, engine: Engine, ids: Sequence[int] = (), adapter: Adapter | None = None) -> None:
         self._engine = engine
         self._adapter = adapter
         self._state = engine.new_state(ids, adapter)
@@ -57,6 +58,7 @@ class Session:
         stop_ids: Collection[int] = (),
         max_output_tokens: int | None = None,
         num_logprobs: int = 0,
+        constraint: Constraint | None = None,
     ) -> list[IdStream]:
         """Return one answer per sampler to the context; they begin with `submit`.
 
@@ -86,6 +88,7 @@ class Session:
                 stop_ids=stop_ids,
                 max_output_tokens=max_output_tokens,
                 num_logprobs=num_logprobs,
+                constraint=constraint,
             )
             self._streams = [IdStream(self, generations[0]), *(IdStream(self._child(), g) for g in generations[1:])]
             return self._streams

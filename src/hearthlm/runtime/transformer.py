@@ -21,8 +21,8 @@ from hearthlm.errors import SessionFileError
 from hearthlm.kernels.cache_batch import CacheBatch
 from hearthlm.models.params import Architecture, Llama3Scaling, Norm, Rope
 from hearthlm.quantization import bfloat16_to_float32, float32_to_bfloat16
-from hearthlm.runtime.executor import ForwardRequest
-from hearthlm.runtime.kv_cache import BlockCache, CacheLayout
+from hearthlm.runtime.executor import ForwardRequest, Wanted
+from hearthlm.runtime.kv_cache import BlockCache, CacheLayout, cache_layouts
 from hearthlm.runtime.linear import Activations, AdaptedRows, Linear, Observer
 from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.weights import LinearWeights, NormWeights, Weights, update_with_samples
@@ -116,7 +116,7 @@ class RotaryTable:
         frequencies = np.float32(1.0) / np.float32(rope.base) ** exponents / np.float32(rope.linear_factor)
         if rope.llama3 is not None:
             frequencies = _llama3_frequencies(frequencies, rope.llama3)
-        self._frequencies: Rows = frequencies.astype(np.float32)
+        self.frequencies: Rows = frequencies.astype(np.float32)  # radians a position, [rotary_dim / 2]
         self._cos: Rows = np.empty((0, exponents.size), np.float32)
         self._sin: Rows = self._cos
 
@@ -125,8 +125,7 @@ class RotaryTable:
         needed = int(positions.max(initial=-1)) + 1
         if needed > len(self._cos):
             angles = (
-                np.arange(max(needed, 2 * len(self._cos), 256), dtype=np.float32)[:, None]
-                * (self._frequencies[None, :])
+                np.arange(max(needed, 2 * len(self._cos), 256), dtype=np.float32)[:, None] * (self.frequencies[None, :])
             )
             self._cos, self._sin = np.cos(angles), np.sin(angles)
         return self._cos[positions], self._sin[positions]
@@ -222,7 +221,7 @@ class TransformerExecutor:
         self._weights = weights
         self._pool = kernels.ThreadPool(num_threads)
         is_quantized = weights.layers[0].query.weight.is_quantized
-        cache_dtype = np.dtype(kv_cache_dtype or ("float16" if is_quantized else "float32"))
+        cache_dtype = kv_cache_dtype or ("float16" if is_quantized else "float32")
         float_activations = activation_data_type == "float32"
         self._quantizes_activations = False
 
@@ -231,17 +230,8 @@ class TransformerExecutor:
             return Linear(w.weight, w.bias, self._pool, role=role, float_activations=float_activations, observe=observe)
 
         a = architecture
-        windows = sorted({layer.window or 0 for layer in a.layers})
-        self._layouts = tuple(
-            CacheLayout(
-                num_layers=sum((layer.window or 0) == window for layer in a.layers),
-                num_kv_heads=a.num_kv_heads,
-                head_dim=a.head_dim,
-                dtype=cache_dtype,
-                window=window or None,
-            )
-            for window in windows
-        )
+        self._layouts = cache_layouts(a, cache_dtype)
+        windows = [layout.window or 0 for layout in self._layouts]
         self._tables = {layer.rope: RotaryTable(layer.rope) for layer in a.layers if layer.rope is not None}
         self._alibi = AlibiTable(a.num_heads, a.attention_scale) if a.alibi else None
         self._layers: list[_Layer] = []
@@ -312,6 +302,9 @@ class TransformerExecutor:
         state = TransformerState.load(self._layouts, length, arrays)
         state.adapter = adapter
         return state
+
+    def chunk_length(self, state: TransformerState, num_ids: int, wanted: Wanted, budget: int) -> int:
+        return min(num_ids, budget)
 
     def forward(self, requests: Sequence[ForwardRequest]) -> list[Rows | None]:
         a = self.architecture

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from hearthlm.models.family import TensorSpec
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import WeightMatrix
+from hearthlm.runtime.cpu_count import default_num_threads
 
 WeightPlacement = Literal["auto", "mmap", "ram"]
 
@@ -27,11 +30,14 @@ class Digest(Protocol):
 
 
 class TensorSource(Protocol):
-    """Give out the tensors of a file under the names of a TensorSpec; both raise TensorMismatchError by name."""
+    """Give out the tensors of a file under the names of a TensorSpec, raising TensorMismatchError by name."""
 
     def matrix(self, spec: TensorSpec) -> WeightMatrix: ...
 
     def vector(self, spec: TensorSpec) -> NDArray[np.float32]: ...
+
+    def release_pages(self) -> None:
+        """Let the system take back the memory of what was mapped and read."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ def load_weights(
     """Read every tensor of `specs` from `source`.
 
     "mmap" keeps matrices where the source mapped them: no copy, pages are read when touched and shared between
-    processes. "ram" reads them once into memory asked for as huge pages. "auto" maps. `progress` receives the part
+    processes. "ram" reads them once into memory asked for as huge pages; of the file one matrix at a time is in
+    memory. "auto" maps. `progress` receives the part
     that is done, 0 to 1.
     Raises TensorMismatchError naming the tensor that is missing or has another shape.
     """
@@ -96,7 +103,10 @@ def load_weights(
     for done, spec in enumerate(all_specs):
         if len(spec.shape) == 2:
             matrix = source.matrix(spec)
-            tensors[spec.role] = _in_huge_pages(matrix) if placement == "ram" else matrix
+            if placement == "ram" and is_mapped(matrix.data):
+                matrix = _in_huge_pages(matrix)
+                source.release_pages()
+            tensors[spec.role] = matrix
             num_bytes += matrix.num_bytes
         else:
             tensors[spec.role] = source.vector(spec)
@@ -176,14 +186,24 @@ def _update(digest: Digest, name: str, value: Any) -> None:
         digest.update(f"{name}: {value!r}\n".encode())
 
 
+def is_mapped(array: NDArray[Any]) -> bool:
+    """Say whether an array lies in memory that NumPy did not allocate."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array.base is not None
+
+
 def _in_huge_pages(matrix: WeightMatrix) -> WeightMatrix:
     """Copy the data of a matrix into anonymous memory that the system may back with huge pages."""
     if matrix.data.nbytes < _HUGE_PAGE_BYTES:
-        return WeightMatrix(matrix.dtype, matrix.shape, matrix.data.copy(), matrix.scales, matrix.zero_points)
+        return replace(matrix, data=matrix.data.copy())
     memory = mmap.mmap(-1, -(-matrix.data.nbytes // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     data = np.frombuffer(memory, dtype=matrix.data.dtype, count=matrix.data.size).reshape(matrix.data.shape)
-    np.copyto(data, matrix.data)
+    num_parts = min(default_num_threads(), 4)
+    bounds = [len(data) * i // num_parts for i in range(num_parts + 1)]
+    with ThreadPoolExecutor(num_parts) as threads:  # a page fault at a time costs more than the copy
+        list(threads.map(lambda part: np.copyto(data[slice(*part)], matrix.data[slice(*part)]), pairwise(bounds)))
     data.flags.writeable = False
-    return WeightMatrix(matrix.dtype, matrix.shape, data, matrix.scales, matrix.zero_points)
+    return replace(matrix, data=data)

@@ -127,6 +127,17 @@ def parse(data: bytes) -> SentencePieceModel:
     )
 
 
+def have_same_pieces(original: bytes, converted: bytes) -> bool:
+    """Say whether a SentencePiece model has the pieces of `converted`, made from the tokenizer.json beside it.
+
+    Then that file was made from this model, and both stand for one vocabulary. A model that is not sound has none.
+    """
+    try:
+        return parse(original).pieces == parse(converted).pieces
+    except (TokenizerFormatError, UnsupportedModelError):
+        return False
+
+
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     """Read a base-128 number of at most ten bytes; return it and the position after it."""
     value = 0

@@ -7,7 +7,7 @@ Text is the bytes of its tokens put together, read as UTF-8. `StreamDecoder` giv
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,22 +44,32 @@ class StreamDecoder:
 
     A character is given out when its last byte has come; what can no longer become a character, at once as U+FFFD.
     `prompt_tail_ids` are ids that stand before: if there are any beside the start token, the text continues theirs, and
-    a space before its first word is kept. It then equals `decode(ids, at_start=False)`. The time is linear.
+    a space before its first word is kept. It then equals `decode(ids, at_start=False)`. The time is linear. Tokens of
+    `shown_ids` are never skipped.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tail_ids: Iterable[int] = (), *, skip_special: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_tail_ids: Iterable[int] = (),
+        *,
+        skip_special: bool = True,
+        shown_ids: Collection[int] = (),
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
+        self._shown_ids = frozenset(shown_ids)
         start_id = tokenizer.start_id
         self._at_start = all(token_id == start_id for token_id in prompt_tail_ids)
         self._decoder = codecs.getincrementaldecoder("utf-8")(tokenizer.byte_errors)
 
     def push(self, token_id: int) -> str:
         """Return the text that is certain once `token_id` has come, often ""; raises ValueError if it is negative."""
+        skip_special = self._skip_special and token_id not in self._shown_ids
         if self._at_start:
-            part, self._at_start = self._tokenizer.first_bytes(token_id, skip_special=self._skip_special)
+            part, self._at_start = self._tokenizer.first_bytes(token_id, skip_special=skip_special)
         else:
-            part = self._tokenizer.token_bytes(token_id, skip_special=self._skip_special)
+            part = self._tokenizer.token_bytes(token_id, skip_special=skip_special)
         return self._decoder.decode(part)
 
     def finish(self) -> str:
