@@ -255,10 +255,11 @@ NB_MODULE(_native, m) {
           "embed_rows",
           [](const Set& set, In<int32_t> ids, Any data, int type, int64_t rows, int64_t columns,
              OptionalIn<float> scales, OptionalIn<float> zero_points, float scale, Out<float> y) {
-            set.perform(y.size() > kLong, [&k = set.k, ids = ids.data(), m = length_of(ids, 0),
+            set.perform(y.size() > kLong,
+                        [&k = set.k, ids = ids.data(), m = length_of(ids, 0),
                          w = matrix(data, type, rows, columns, scales, zero_points), scale, y = y.data()] {
-              k.embed_rows(ids, m, w, scale, y);
-            });
+                          k.embed_rows(ids, m, w, scale, y);
+                        });
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none().noconvert(),
           nb::arg().none().noconvert(), nb::arg(), nb::arg().noconvert())
@@ -285,10 +286,11 @@ NB_MODULE(_native, m) {
       .def(
           "rope",
           [](const Set& set, Out<float> x, In<float> cos, In<float> sin) {
-            set.perform(x.size() > kLong, [&k = set.k, x = x.data(), m = length_of(x, 0), heads = length_of(x, 1),
+            set.perform(x.size() > kLong,
+                        [&k = set.k, x = x.data(), m = length_of(x, 0), heads = length_of(x, 1),
                          head_dim = length_of(x, 2), cos = cos.data(), sin = sin.data(), r = length_of(cos, 1)] {
-              k.rope(x, m, heads, head_dim, cos, sin, r);
-            });
+                          k.rope(x, m, heads, head_dim, cos, sin, r);
+                        });
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert())
       .def(

@@ -1,8 +1,8 @@
 // Every kernel, on one page. No Python, no allocation that a caller sees, no checks: sizes and pointers come checked.
 //
 // The sources linear, lora, attention, norm, rope, activation, sampling and rounding are compiled once per instruction
-// set, with HEARTHLM_TARGET naming a namespace; `find_kernels` picks a table at run time. Arrays are dense and row-major,
-// with no alignment beyond that of their elements, and nothing outside of them is read.
+// set, with HEARTHLM_TARGET naming a namespace; `find_kernels` picks a table at run time. Arrays are dense and
+// row-major, with no alignment beyond that of their elements, and nothing outside of them is read.
 //
 // Order of sums: the lanes and accumulators of a float sum are fixed by the length summed alone, so results do not
 // depend on rows per call, threads or batch. They differ between instruction sets, except for `quantize_rows`,

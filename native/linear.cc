@@ -321,10 +321,10 @@ void arrange_rows(const void* context, int64_t begin, int64_t end, int) {
 
 #if HEARTHLM_PANELS
 // Many rows. kPanelRows rows of weights are unpacked and transposed into a panel [steps][kPanelRows][kStep] of bytes, a
-// step being kStep columns; activations lie in tiles [steps][tile rows][kStep]. A tile of sums stays in registers. Of the
-// instruction set are kPanelRows and kStep; `tile_rows_at`, which cuts rows of activations, a multiple of kRowMultiple,
-// into tiles of kTileRows and then smaller ones; `fill_panel`; `add_tile`, which adds the products of a tile and a panel
-// to sums [tile rows][kPanelRows]; and kMinPanelRows, from which on unpacking pays.
+// step being kStep columns; activations lie in tiles [steps][tile rows][kStep]. A tile of sums stays in registers. Of
+// the instruction set are kPanelRows and kStep; `tile_rows_at`, which cuts rows of activations, a multiple of
+// kRowMultiple, into tiles of kTileRows and then smaller ones; `fill_panel`; `add_tile`, which adds the products of a
+// tile and a panel to sums [tile rows][kPanelRows]; and kMinPanelRows, from which on unpacking pays.
 
 constexpr int kSumsSlot = 2;
 constexpr int64_t kBlockChunks = 16;  // per panel in memory: at most 32 KiB for int8, 64 KiB for int4

@@ -7,8 +7,8 @@ namespace hearthlm {
 
 // `threads` - 1 workers and the caller. Workers start with the first shared call, spin briefly after each and then
 // sleep. A caller never waits for a worker that has not taken a part, so a worker that the system does not schedule
-// costs nothing. A forked child has a copy without workers, and starts its own. Which thread computes which part is left
-// to chance: parts must not depend on it.
+// costs nothing. A forked child has a copy without workers, and starts its own. Which thread computes which part is
+// left to chance: parts must not depend on it.
 class ThreadPool {
  public:
   // Computes items [begin, end). `worker` is in [0, threads).
