@@ -197,7 +197,11 @@ def _in_huge_pages(matrix: WeightMatrix) -> WeightMatrix:
     """Copy the data of a matrix into anonymous memory that the system may back with huge pages."""
     if matrix.data.nbytes < _HUGE_PAGE_BYTES:
         return replace(matrix, data=matrix.data.copy())
-    memory = mmap.mmap(-1, -(-matrix.data.nbytes // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES)
+    size = -(-matrix.data.nbytes // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+    if hasattr(mmap, "MAP_ANONYMOUS"):  # by default it would be shared memory, which gets no huge pages
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        memory = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     data = np.frombuffer(memory, dtype=matrix.data.dtype, count=matrix.data.size).reshape(matrix.data.shape)
