@@ -1,7 +1,8 @@
-"""Train the demo model on the CPU: `python train.py RUN_FOLDER MINUTES [MODEL.bin]`; started again, it goes on from its
-checkpoint.
+"""Train the demo model on the CPU: `python train.py RUN_FOLDER MINUTES [MODEL.bin [RATE]]`; started again, it goes on
+from its checkpoint.
 
-With MODEL.bin, an earlier demo model, training starts from its weights and its tokenizer. The learning rate follows the
+With MODEL.bin, an earlier demo model, training starts from its weights and its tokenizer; RATE, 1 unless given, is a
+factor of the learning rates: a short run from a good model wants less. The learning rate follows the
 time that is left, so that the run ends, fully cooled down, when the time is up. On a busy machine set
 OMP_WAIT_POLICY=PASSIVE, so that a thread that waits for another leaves its core free.
 """
@@ -104,7 +105,7 @@ def loss_of(network: Network, ids: Tensor, mask: Tensor, weights: Tensor) -> Ten
     return (losses * flat).sum() / flat.sum()
 
 
-def train(folder: Path, minutes: float, first_model: Path | None = None) -> None:
+def train(folder: Path, minutes: float, first_model: Path | None = None, rate: float = 1.0) -> None:
     """Train for the given time and export the Hugging Face folder `final`."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
@@ -129,7 +130,8 @@ def train(folder: Path, minutes: float, first_model: Path | None = None) -> None
         adam.load_state_dict(state["adam"])
         step, tokens, spent = state["step"], state["tokens"], state["spent"]
     queue: Queue[tuple[np.ndarray, np.ndarray, np.ndarray]] = multiprocessing.Queue(maxsize=24)
-    producer = multiprocessing.Process(target=_produce, args=(queue, 1000 + step, tokenizer_model), daemon=True)
+    seed = int.from_bytes(os.urandom(4))  # another run reads other texts
+    producer = multiprocessing.Process(target=_produce, args=(queue, seed, tokenizer_model), daemon=True)
     producer.start()
     compiled = torch.compile(loss_of)
     started, saved = time.monotonic() - spent, time.monotonic()
@@ -139,7 +141,7 @@ def train(folder: Path, minutes: float, first_model: Path | None = None) -> None
         progress = spent / (minutes * 60)
         if progress >= 1:
             break
-        scale = min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, (1 - progress) / 0.5)
+        scale = rate * min(1.0, (step + 1) / WARM_UP_STEPS) * min(1.0, (1 - progress) / 0.5)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_RATE * scale, ADAM_RATE * scale
         ids, documents, weights = (torch.from_numpy(array) for array in queue.get())
         weights = torch.where(weights == _PROMPT, prompt_weight(progress), weights)
@@ -179,4 +181,9 @@ def train(folder: Path, minutes: float, first_model: Path | None = None) -> None
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    train(
+        Path(sys.argv[1]),
+        float(sys.argv[2]),
+        Path(sys.argv[3]) if len(sys.argv) > 3 else None,
+        float(sys.argv[4]) if len(sys.argv) > 4 else 1.0,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import shutil
 import signal
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from serving import JSON, ServerProcess
 import hearthlm
 from hearthlm.demo import model_path
 
+GOLDEN = Path(__file__).parent / "golden"
 STORY: list[Any] = [{"role": "user", "content": "Tell me a story about a fox."}]
 
 
@@ -516,3 +518,14 @@ def test_a_model_that_cannot_be_loaded_is_told_as_such() -> None:
             time.sleep(0.01)
         assert client.get("/health").json() == {"status": "failed"}
         assert client.get("/v1/models").json()["error"]["code"] == "model_not_loaded"
+
+
+def test_a_litert_model_is_served_as_others_are(tmp_path: Path) -> None:
+    model = tmp_path / "gemma.litertlm"
+    shutil.copyfile(GOLDEN / "litert" / "gemma3_mask_transposed_q8_ekv128.litertlm", model)
+    with ServerProcess(model) as server:
+        (info,) = server.client.get("/v1/model_info").json()["data"]
+        assert info["format"] == "litertlm" and info["context_length"] == 128
+        assert info["embedding_dim"] is None and info["quantization"] == {}
+        assert server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 3}).status_code == 200
+        assert server.post("/v1/embeddings", {"input": "Hi"}).status_code == 400

@@ -207,7 +207,7 @@ def model_info(served: ServedModel) -> dict[str, Any]:
     options = hearthlm.LlmInferenceSessionOptions()
     defaults = {name: getattr(options, name) for name in SAMPLING_RANGES if hasattr(options, name)}
     defaults |= {name: getattr(llm.default_options, name) for name in ("temperature", "top_p", "top_k")}
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = {"quantization": {}}
     if isinstance(info, hearthlm.ModelInfo):  # what a graph computes, nothing tells
         details = {
             "family": info.family,
