@@ -41,8 +41,7 @@ def _read_config(fields: ConfigFields, family: str, head_dim: int | None) -> Arc
     }
     sizes = dimensions(fields, **defaults, **({} if head_dim is None else {"head_dim": head_dim}))
     norm = Norm("rms", fields.number("rms_norm_eps", 1e-6))
-    is_third = family == "qwen3"
-    bias = fields.flag("attention_bias", False) if is_third else False
+    bias = family == "qwen3" and fields.flag("attention_bias", False)
     return Architecture(
         family=family,
         layers=_layers(fields, sizes["head_dim"]),
@@ -51,9 +50,9 @@ def _read_config(fields: ConfigFields, family: str, head_dim: int | None) -> Arc
         attention_norm=norm,
         feed_forward_norm=norm,
         final_norm=norm,
-        query_key_norm=norm if is_third else None,
+        query_key_norm=norm if family == "qwen3" else None,
         tied_embedding=fields.flag("tie_word_embeddings", False),
-        qkv_bias=bias if is_third else True,
+        qkv_bias=bias or family == "qwen2",
         attention_output_bias=bias,
         **sizes,
     )
