@@ -12,6 +12,26 @@ constexpr int64_t kBias = is_int4 ? 8 : 128;  // int8 weights become unsigned by
 typedef __m512i Sums;
 inline int32_t total(Sums s) { return _mm512_reduce_add_epi32(s); }
 
+// Four rows at once: 13 instructions in place of 4 times 2 reductions. Both halves of a row fit 32 bits together.
+#define HEARTHLM_ADD_TOTALS 1
+template <int m>
+inline void add_totals(const Sums (&sums)[m][2], int64_t* acc) {
+  __m512i rows[m];
+#pragma GCC unroll 4
+  for (int r = 0; r < m; r++) rows[r] = _mm512_add_epi32(sums[r][0], sums[r][1]);
+  if constexpr (m == 4) {
+    __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[0], rows[1]));
+    __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(rows[2], rows[3]), _mm512_unpackhi_epi32(rows[2], rows[3]));
+    __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    __m256i d = _mm256_add_epi32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
+    __m128i e = _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
+    __m256i wide = _mm256_add_epi64(_mm256_cvtepi32_epi64(e), _mm256_loadu_si256(reinterpret_cast<__m256i*>(acc)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc), wide);
+  } else {
+    for (int r = 0; r < m; r++) acc[r] += _mm512_reduce_add_epi32(rows[r]);
+  }
+}
+
 template <bool is_int4, int m>
 inline void add_chunk(Sums (&sums)[m][2], const uint8_t* chunk, const int8_t* x, int64_t stride) {
   __m512i w = _mm512_loadu_si512(chunk);
@@ -38,7 +58,8 @@ constexpr int64_t kPanelRows = 32;
 constexpr int64_t kStep = 4;
 constexpr int64_t kTileRows = 12;
 constexpr int64_t kRowMultiple = 1;
-constexpr int64_t kMinPanelRows = 8;  // of activations: from here on unpacking pays
+constexpr int64_t kMinPanelRows = 8;  // of activations: from here on unpacking pays,
+constexpr int64_t kFewBytes = 20 << 10;  // unless all of them stay in the first cache anyway
 
 inline int64_t tile_rows_at(int64_t rows_left) { return rows_left >= kTileRows ? kTileRows : rows_left >= 4 ? 4 : 1; }
 

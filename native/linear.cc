@@ -228,6 +228,13 @@ void arrange_row(const int8_t* x, int64_t k, int8_t* out) {
   }
 }
 
+#ifndef HEARTHLM_ADD_TOTALS
+template <int m>
+inline void add_totals(const Sums (&sums)[m][2], int64_t* acc) {
+  for (int r = 0; r < m; r++) acc[r] += static_cast<int64_t>(total(sums[r][0])) + total(sums[r][1]);
+}
+#endif
+
 // acc [m] = exact sums over one row of weights, too large by kBias times the sum of the activations.
 template <bool is_int4, int m>
 inline void int_dots(const int8_t* x, int64_t stride, const uint8_t* w, int64_t bytes, int64_t* acc) {
@@ -256,7 +263,7 @@ inline void int_dots(const int8_t* x, int64_t stride, const uint8_t* w, int64_t 
       memcpy(last, w + j, static_cast<size_t>(end - j));
       add_chunk<is_int4, m>(sums, last, rows, stride);
     }
-    for (int r = 0; r < m; r++) acc[r] += static_cast<int64_t>(total(sums[r][0])) + total(sums[r][1]);
+    add_totals<m>(sums, acc);
   }
 }
 
@@ -324,7 +331,8 @@ void arrange_rows(const void* context, int64_t begin, int64_t end, int) {
 // step being kStep columns; activations lie in tiles [steps][tile rows][kStep]. A tile of sums stays in registers. Of
 // the instruction set are kPanelRows and kStep; `tile_rows_at`, which cuts rows of activations, a multiple of
 // kRowMultiple, into tiles of kTileRows and then smaller ones; `fill_panel`; `add_tile`, which adds the products of a
-// tile and a panel to sums [tile rows][kPanelRows]; and kMinPanelRows, from which on unpacking pays.
+// tile and a panel to sums [tile rows][kPanelRows]; and kMinPanelRows, from which on unpacking pays where the
+// activations take more than kFewBytes.
 
 constexpr int kSumsSlot = 2;
 constexpr int64_t kBlockChunks = 16;  // per panel in memory: at most 32 KiB for int8, 64 KiB for int4
@@ -393,7 +401,7 @@ void int_panels(const void* context, int64_t begin, int64_t end, int worker) {
 template <bool is_int4>
 void run_int(IntJob& job) {
 #if HEARTHLM_PANELS
-  if (job.m >= kMinPanelRows && job.w.columns <= kMaxColumns) {
+  if (job.m >= kMinPanelRows && job.m * job.stride > kFewBytes && job.w.columns <= kMaxColumns) {
     job.x = static_cast<int8_t*>(job.pool.scratch(0, kRowsSlot, round_up(job.m, kRowMultiple) * job.stride + 1));
     job.pool.run((job.m + kTileRows - 1) / kTileRows, 4, arrange_tiles<is_int4>, &job);
     job.pool.run((job.w.rows + kPanelRows - 1) / kPanelRows, 1, int_panels<is_int4>, &job);
