@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 COPIED = {"security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md", "benchmarks.md": "benchmarks/README.md"}
 
 # Beside the names of the package itself: what its toolchain and its integrations offer.
-MODULES = ("batch", "converter", "bundler", "server", "integrations.ray")
+MODULES = ("batch", "converter", "bundler", "exporter", "repacker", "server", "integrations.ray")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
