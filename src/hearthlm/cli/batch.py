@@ -62,10 +62,7 @@ def batch(
     input_format: Any,
     at_once: int,
     max_tokens: int | None,
-    threads: int | None,
-    weights: Any,
-    activation_data_type: Any,
-    lora_path: str | None,
+    engine: dict[str, Any],
     **sampling: Any,
 ) -> None:
     """Answer every row of INPUT, and write a line of JSON for each to OUTPUT, in the order of the rows.
@@ -85,10 +82,7 @@ def batch(
     options = hearthlm.LlmInferenceOptions(
         model_path=model,
         max_tokens=max_tokens or max_tokens_in_memory(model, num_sequences=at_once),
-        num_threads=threads,
-        weights=weights,
-        activation_data_type=activation_data_type,
-        lora_path=lora_path,
+        **engine,
     )
     config = hearthlm.batch.BatchConfig(
         input_file=input_file,

@@ -31,14 +31,7 @@ def chat(
     system: str | None,
     session: str | None,
     max_tokens: int | None,
-    threads: int | None,
-    weights: Any,
-    activation_data_type: Any,
-    lora_path: str | None,
-    tokenizer_path: str | None,
-    start_token: str | int | None,
-    stop_tokens: tuple[str | int, ...],
-    cache_dir: str | None,
+    engine: dict[str, Any],
     **sampling: Any,
 ) -> None:
     """Talk with a model, turn by turn.
@@ -58,14 +51,7 @@ def chat(
     options = hearthlm.LlmInferenceOptions(
         model_path=path,
         max_tokens=max_tokens or max_tokens_in_memory(path),
-        num_threads=threads,
-        weights=weights,
-        activation_data_type=activation_data_type,
-        lora_path=lora_path,
-        tokenizer_path=tokenizer_path,
-        start_token=start_token,
-        stop_tokens=stop_tokens,
-        cache_dir=cache_dir,
+        **engine,
     )
     with load_model(options) as llm:
         conversation = _Conversation(llm, hearthlm.LlmInferenceSessionOptions(**sampling), system)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hearthlm.cli.group import cli
-from hearthlm.cli.options import complete_file, option_group
-from hearthlm.cli.terminal import print_json, progress, read_text
+from hearthlm.cli.options import complete_file, option_group, threads_option
+from hearthlm.cli.terminal import aligned, print_json, progress, read_text
 
 if TYPE_CHECKING:
     from hearthlm.converter import ConversionConfig, ConversionPlan
@@ -33,7 +33,7 @@ _conversion_options = option_group(
     click.option("--vocab-model-file", type=click.Path(), default="", help="[default: the tokenizer by the weights]"),
     click.option("--num-heads", type=click.IntRange(1), help="For a checkpoint without config.json."),
     click.option("--head-dim", type=click.IntRange(1), help="For a checkpoint without config.json."),
-    click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]"),
+    threads_option,
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
 )
 
@@ -69,12 +69,12 @@ def convert(
     """
     from hearthlm.converter import plan_conversion
 
-    threads = settings.pop("threads")
+    num_threads = settings.pop("num_threads")
     config = _conversion_config(
         checkpoint, is_symmetric=not asymmetric, lora_output_tflite_file=lora_output, **settings
     )
     if not dry_run:
-        _convert(config, threads, as_json=as_json)
+        _convert(config, num_threads, as_json=as_json)
     elif as_json:
         print_json(plan_conversion(config).to_json())
     else:
@@ -99,17 +99,17 @@ def quantize(checkpoint: str, compare: bool, text: str | None, as_json: bool, **
     hearthlm quantize ./gemma-3-1b-it
     hearthlm quantize ./gemma-3-1b-it --compare --text letters.txt
     """
-    threads = settings.pop("threads")
+    num_threads = settings.pop("num_threads")
     config = _conversion_config(checkpoint, **settings)
     if not compare:
-        _convert(config, threads, as_json=as_json)
+        _convert(config, num_threads, as_json=as_json)
         return
     from hearthlm.quantization_comparison import compare_quantization
 
     rows = []
     if not as_json:
         click.echo(f"{'method':20} {'file MB':>10} {'seconds':>8} {'KL nats/token':>14} {'perplexity':>11}")
-    for row in compare_quantization(config, None if text is None else read_text(text), num_threads=threads):
+    for row in compare_quantization(config, None if text is None else read_text(text), num_threads=num_threads):
         rows.append(dataclasses.asdict(row))
         if not as_json:
             cost = f"{row.file_mb:10,.1f} {row.seconds:8.1f} {row.kl_divergence:14.5f} {row.perplexity:11.3f}"
@@ -161,12 +161,9 @@ def _convert(config: ConversionConfig, num_threads: int | None, *, as_json: bool
 
 
 def _described_plan(plan: ConversionPlan) -> str:
-    rows = [(t.name, t.source, "x".join(map(str, t.shape)), t.dtype, f"{t.num_bytes:,}") for t in plan.tensors]
-    rows.insert(0, ("tensor", "from", "shape", "type", "bytes"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = [
-        "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
-    ]
+    rows: list[tuple[str, ...]] = [("tensor", "from", "shape", "type", "bytes")]
+    rows += [(t.name, t.source, "x".join(map(str, t.shape)), t.dtype, f"{t.num_bytes:,}") for t in plan.tensors]
+    lines = aligned(rows)
     lines += [f"left over: {name}" for name in plan.left_over]
     outputs = " and ".join(path for path in (plan.output_file, plan.lora_output_file) if path is not None)
     lines.append(

@@ -16,7 +16,7 @@ from hearthlm.cli.terminal import columns, print_json, short_number
 @click.option("--measure", is_flag=True, help="Measure for two seconds what the kernels reach.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @threads_option
-def doctor(measure: bool, as_json: bool, threads: int | None) -> None:
+def doctor(measure: bool, as_json: bool, num_threads: int | None) -> None:
     """Say which kernels are used and why, what this machine offers, and which optional libraries are there.
 
     \b
@@ -24,7 +24,7 @@ def doctor(measure: bool, as_json: bool, threads: int | None) -> None:
     hearthlm doctor --measure --threads 4 --json
     """
     machine = hearthlm.inspect_machine()
-    limits = hearthlm.measure_machine(threads) if measure else None
+    limits = hearthlm.measure_machine(num_threads) if measure else None
     if as_json:
         print_json(machine.to_json() | {"limits": None if limits is None else asdict(limits)})
         return

@@ -38,10 +38,7 @@ def estimate(
     prefix_cache_mb: int,
     as_json: bool,
     max_tokens: int | None,
-    threads: int | None,
-    weights: Any,
-    activation_data_type: Any,
-    lora_path: str | None,
+    engine: dict[str, Any],
 ) -> None:
     """Say what a model will take in memory, without reading its weights.
 
@@ -57,11 +54,8 @@ def estimate(
     options = hearthlm.LlmInferenceOptions(
         model_path=model or model_path(),
         max_tokens=max_tokens,
-        num_threads=threads,
-        weights=weights,
-        activation_data_type=activation_data_type,
-        lora_path=lora_path,
         prefix_cache_mb=prefix_cache_mb,
+        **engine,
     )
     memory = hearthlm.estimate_memory(options, num_sequences=sequences)
     if as_json:

@@ -9,8 +9,8 @@ import click
 
 import hearthlm
 from hearthlm.cli.group import cli
-from hearthlm.cli.options import complete_file
-from hearthlm.cli.terminal import print_json, progress
+from hearthlm.cli.options import complete_file, threads_option
+from hearthlm.cli.terminal import aligned, print_json, progress
 
 if TYPE_CHECKING:
     from hearthlm.exporter import ExportPlan
@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of a .task LiteRT-LM reads transposed only.",
 )
-@click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]")
+@threads_option
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def export(
-    checkpoint: str, output: str, threads: int | None, dry_run: bool, as_json: bool, kv_layout: Any, **settings: Any
+    checkpoint: str, output: str, num_threads: int | None, dry_run: bool, as_json: bool, kv_layout: Any, **settings: Any
 ) -> None:
     """Write a Hugging Face CHECKPOINT as a LiteRT model, for LiteRT-LM on phones, desktops and the Web.
 
@@ -79,7 +79,7 @@ def export(
     started = time.perf_counter()
     write = exporter.export_bundle if output.endswith((".task", ".litertlm")) else exporter.export_tflite
     with progress("exporting") as show:
-        plan = write(checkpoint, output, kv_layout=kv_layout, progress=show, num_threads=threads, **settings)
+        plan = write(checkpoint, output, kv_layout=kv_layout, progress=show, num_threads=num_threads, **settings)
     if as_json:
         print_json({**plan.to_json(), "seconds": round(time.perf_counter() - started, 3)})
     else:
@@ -87,12 +87,9 @@ def export(
 
 
 def _described(plan: ExportPlan) -> str:
-    rows = [(w.name, "x".join(map(str, w.shape)), w.dtype, f"{w.num_bytes:,}") for w in plan.weights]
-    rows.insert(0, ("weight", "shape", "type", "bytes"))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = [
-        "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
-    ]
+    rows: list[tuple[str, ...]] = [("weight", "shape", "type", "bytes")]
+    rows += [(w.name, "x".join(map(str, w.shape)), w.dtype, f"{w.num_bytes:,}") for w in plan.weights]
+    lines = aligned(rows)
     lines += [f"signature {name}: {count} operators" for name, count in plan.num_operators.items()]
     lines.append(
         f"family {plan.family}, {plan.quantization}: {plan.num_bytes / 1e6:,.1f} MB to {plan.output_file}, "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -16,6 +17,23 @@ def option_group(*options: Callable[[F], F]) -> Callable[[F], F]:
         for option in reversed(options):
             command = option(command)
         return command
+
+    return apply
+
+
+def gathered(name: str, *options: Callable[[F], F]) -> Callable[[F], F]:
+    """Add options to a command that gets their values as one mapping, with those of other groups of this name."""
+
+    def apply(command: F) -> F:
+        @functools.wraps(command)
+        def gather(**values: Any) -> Any:
+            group = {option: values.pop(option) for option in names}
+            return command(**{**values, name: values.get(name, {}) | group})
+
+        num_before = len(getattr(gather, "__click_params__", ()))
+        decorated = option_group(*options)(cast(F, gather))
+        names = [option.name for option in decorated.__click_params__[num_before:]]  # type: ignore[attr-defined]
+        return decorated
 
     return apply
 
@@ -40,9 +58,12 @@ def max_tokens_option(default: str) -> Callable[[F], F]:
     )
 
 
-threads_option = click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]")
+threads_option = click.option(
+    "--threads", "num_threads", type=click.IntRange(1), help="[default: one per physical core]"
+)
 
-engine_options = option_group(
+# The mapping `engine` holds fields of LlmInferenceOptions.
+_compute_options: tuple[Callable[[Any], Any], ...] = (
     threads_option,
     click.option("--weights", type=click.Choice(["auto", "mmap", "ram"]), default="auto", show_default=True),
     click.option(
@@ -50,6 +71,11 @@ engine_options = option_group(
         type=click.Choice(["int8", "float32"]),
         help="How activations meet quantised weights.  [default: int8]",
     ),
+)
+compute_options = gathered("engine", *_compute_options)
+engine_options = gathered(
+    "engine",
+    *_compute_options,
     click.option("--lora-path", type=click.Path(), help="A LoRA adapter: MediaPipe's _lora.bin or a PEFT folder."),
 )
 
@@ -59,7 +85,8 @@ def token(text: str) -> str | int:
     return int(text) if text.isascii() and text.isdecimal() else text
 
 
-litert_options = option_group(
+litert_options = gathered(
+    "engine",
     click.option("--tokenizer", "tokenizer_path", type=click.Path(), help="Of a bare .tflite: a file or a folder."),
     click.option("--start-token", type=token, help="Of a bare .tflite: what prompts begin with, text or id."),
     click.option("--stop-token", "stop_tokens", type=token, multiple=True, help="What ends an answer; repeatable."),

@@ -36,14 +36,7 @@ def run(
     json_schema: str | None,
     regex: str | None,
     max_tokens: int | None,
-    threads: int | None,
-    weights: Any,
-    activation_data_type: Any,
-    lora_path: str | None,
-    tokenizer_path: str | None,
-    start_token: str | int | None,
-    stop_tokens: tuple[str | int, ...],
-    cache_dir: str | None,
+    engine: dict[str, Any],
     **sampling: Any,
 ) -> None:
     """Answer a prompt, streamed to stdout.
@@ -63,15 +56,8 @@ def run(
         model_path=model,
         max_tokens=max_tokens,
         num_responses=num_responses,
-        num_threads=threads,
-        weights=weights,
-        activation_data_type=activation_data_type,
-        lora_path=lora_path,
         prefix_cache_mb=0,
-        tokenizer_path=tokenizer_path,
-        start_token=start_token,
-        stop_tokens=stop_tokens,
-        cache_dir=cache_dir,
+        **engine,
     )
     session_options = hearthlm.LlmInferenceSessionOptions(
         prompt_templates=hearthlm.PromptTemplates() if raw else None,

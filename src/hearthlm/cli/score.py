@@ -28,14 +28,7 @@ def score(
     ids: str | None,
     text_file: str | None,
     as_json: bool,
-    threads: int | None,
-    weights: Any,
-    activation_data_type: Any,
-    lora_path: str | None,
-    tokenizer_path: str | None,
-    start_token: str | int | None,
-    stop_tokens: tuple[str | int, ...],
-    cache_dir: str | None,
+    engine: dict[str, Any],
 ) -> None:
     """Say how likely a text is: the log-probability of each token given those before it, and the perplexity.
 
@@ -48,18 +41,11 @@ def score(
     if sum(given is not None for given in (text, ids, text_file)) != 1:
         raise click.UsageError("expected exactly one of --text, --ids and --file")
     info = hearthlm.inspect_file(model)
-    has_tokenizer = info.tokenizer is not None or tokenizer_path is not None
+    has_tokenizer = info.tokenizer is not None or engine["tokenizer_path"] is not None
     options = hearthlm.LlmInferenceOptions(
         model_path=model,
         max_tokens=info.architecture.context_length if isinstance(info, hearthlm.ModelInfo) else None,
-        num_threads=threads,
-        weights=weights,
-        activation_data_type=activation_data_type,
-        lora_path=lora_path,
-        tokenizer_path=tokenizer_path,
-        start_token=start_token,
-        stop_tokens=stop_tokens,
-        cache_dir=cache_dir,
+        **engine,
     )
     with load_model(options) as llm:
         if ids is not None:

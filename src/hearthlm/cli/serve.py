@@ -12,7 +12,7 @@ import click
 
 import hearthlm
 from hearthlm.cli.group import cli
-from hearthlm.cli.options import complete_file, max_tokens_option
+from hearthlm.cli.options import complete_file, compute_options, max_tokens_option
 from hearthlm.cli.terminal import max_tokens_in_memory
 
 if TYPE_CHECKING:
@@ -61,13 +61,7 @@ API_KEY_VARIABLE = "HEARTHLM_API_KEY"
     show_default=True,
     help="Memory for what later requests begin with, too.",
 )
-@click.option("--threads", type=click.IntRange(1), help="[default: one per physical core]")
-@click.option("--weights", type=click.Choice(["auto", "mmap", "ram"]), default="auto", show_default=True)
-@click.option(
-    "--activation-data-type",
-    type=click.Choice(["int8", "float32"]),
-    help="How activations meet quantised weights.  [default: int8]",
-)
+@compute_options
 @click.option("--log-requests", is_flag=True, help="Say on stderr what is asked for, never what is said.")
 def serve(
     models: tuple[str, ...],
@@ -86,9 +80,7 @@ def serve(
     top_p: float,
     temperature: float,
     prefix_cache_mb: int,
-    threads: int | None,
-    weights: Any,
-    activation_data_type: Any,
+    engine: dict[str, Any],
     log_requests: bool,
 ) -> None:
     """Serve models to programs that speak OpenAI's API, and a chat page to people.
@@ -130,10 +122,8 @@ def serve(
                 top_k=top_k,
                 top_p=top_p,
                 temperature=temperature,
-                num_threads=threads,
-                weights=weights,
-                activation_data_type=activation_data_type,
                 prefix_cache_mb=prefix_cache_mb,
+                **engine,
             )
             llm = hearthlm.LlmInference.create_from_options(llm_options)
             loras = {adapter: llm.load_lora(lora_path) for adapter, lora_path in adapters[name].items()}

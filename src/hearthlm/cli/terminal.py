@@ -92,6 +92,14 @@ def plain_text(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return a line for each row, its cells but the last one as wide as the widest of their column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    return [
+        "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]
+
+
 def columns(lines: list[tuple[str, str]]) -> str:
     width = max(12, *(len(name) for name, _ in lines))
     return "\n".join(f"{name:{width}} {value}" for name, value in lines)
