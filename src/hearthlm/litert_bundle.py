@@ -148,7 +148,6 @@ class LiteRtBundle:
         if config := self.tokenizer.entry().get("tokenizer_config"):  # what of it changes ids
             fields = json.dumps(config, ensure_ascii=False, sort_keys=True).encode()
             sections.append(NewSection("binary", fields, {OWN_LABEL: TOKENIZER_CONFIG}))
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_litertlm(output, sections, {}, progress)
 
 

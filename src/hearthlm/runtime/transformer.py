@@ -262,7 +262,7 @@ class TransformerExecutor:
             )
             num_in_group[group] += 1
         self._logits = linear(weights.logits, "logits")
-        self._is_observed = observe is not None
+        self._records = observe is None and kernels.record() is not None
         self._recorded: dict[tuple[int, bool], _RecordedStep] = {}  # by the number of rows, and whether any is adapted
 
     @property
@@ -315,7 +315,7 @@ class TransformerExecutor:
         if ids.min() < 0 or ids.max() >= a.vocab_size:
             raise ValueError(f"ids: expected 0 to {a.vocab_size - 1}, got {ids.min()} to {ids.max()}")
         step = _Step(requests, self._layouts)
-        if len(ids) <= MAX_RECORDED_ROWS and step.can_repeat and not self._is_observed:
+        if len(ids) <= MAX_RECORDED_ROWS and step.can_repeat and self._records:
             hidden = self._hidden_by_repeating(ids, step)
         else:
             x = self._run_layers(self._embed(ids, step), step)
@@ -342,9 +342,9 @@ class TransformerExecutor:
             k.add(x, k.embed_rows(step.position_ids, self._weights.position_embedding, 1.0), self._pool)
         return x
 
-    def normalize(self, x: Rows) -> Rows:
+    def normalize(self, x: Rows, using: kernels.Kernels = kernels.chosen) -> Rows:
         """Return the rows that the logits are computed from, for rows x [m, embedding_dim] after the last layer."""
-        return self._norm(x, self.architecture.final_norm, self._weights.final_norm, kernels.chosen)
+        return self._norm(x, self.architecture.final_norm, self._weights.final_norm, using)
 
     def _hidden_by_repeating(self, ids: NDArray[np.int32], step: _Step) -> Rows:
         """Return the rows that the logits are computed from, valid until the next call.
@@ -357,12 +357,11 @@ class TransformerExecutor:
         recorded = self._recorded.get(kind)
         if recorded is None or recorded.bias is not bias or recorded.adapted != step.adapted:
             recording = kernels.record()
-            if recording is None:
-                return self.normalize(self._run_layers(self._embed(ids, step), step))
+            assert recording is not None  # `_records`
             step.kernels = recording.kernels
             rotations = {table: table.rows(step.positions) for table in self._tables.values()}
             x = self._run_layers(self._embed(ids, step), step, rotations)
-            hidden = self._norm(x, self.architecture.final_norm, self._weights.final_norm, recording.kernels)
+            hidden = self.normalize(x, step.kernels)
             self._recorded[kind] = _RecordedStep(recording, ids, step, rotations, bias, hidden)
             return hidden
         recorded.repeat(ids, step, self._pool)
