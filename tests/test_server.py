@@ -316,6 +316,9 @@ def test_text_becomes_ids_and_ids_text(server: ServerProcess, llm: hearthlm.LlmI
     assert made["tokens"] == llm.tokenizer.encode(text)
     assert made["count"] == len(made["pieces"]) == len(made["tokens"])
     assert server.post("/detokenize", {"tokens": made["tokens"]}).json() == {"text": text}
+    refused = server.post("/detokenize", {"tokens": [5, llm.vocab_size]})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "tokens"
     chat = server.post("/tokenize", {"messages": STORY}).json()
     assert chat["tokens"] == llm.chat_format.encode(STORY)
     assert chat["max_tokens"] == 1024
