@@ -433,6 +433,22 @@ def test_told_to_stop_it_lets_answers_finish(number: int) -> None:
         assert server.process.wait(timeout=60) == 128 + number
 
 
+def test_who_comes_while_it_stops_is_told_so() -> None:
+    with ServerProcess("--grace", "60", "--max-tokens", "30000") as server:
+        body = {"messages": STORY, "max_tokens": 29000, "stream": True, "logit_bias": _never_stop()}
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as answer:
+            next(answer.iter_lines())
+            server.process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 20
+            while (health := httpx.get(f"{server.url}/health")).status_code == 200:
+                assert time.monotonic() < deadline
+            assert (health.status_code, health.json()) == (503, {"status": "stopping"})
+            refused = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": STORY})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopping")
+            assert int(refused.headers["retry-after"]) > 0
+        assert server.process.wait(timeout=20) == 143  # the only answer's client has left
+
+
 def test_an_answer_that_takes_too_long_to_finish_ends_with_an_error_event() -> None:
     with ServerProcess("--grace", "0.3", "--max-tokens", "30000") as server:
         body = {"messages": STORY, "max_tokens": 29000, "stream": True, "logit_bias": _never_stop()}
