@@ -198,7 +198,7 @@ def never_end(page: Page, llm: hearthlm.LlmInference) -> None:
     page.route("**/v1/chat/completions", forbid)
 
 
-def say(page: Page, *pieces: str, finish_reason: str = "stop") -> None:
+def say(page: Page, *pieces: str, finish_reason: str = "stop", timings: dict[str, float] | None = None) -> None:
     """Let the next answers be these pieces, in the form in which the server sends an answer."""
 
     def event(value: dict[str, Any]) -> str:
@@ -206,7 +206,8 @@ def say(page: Page, *pieces: str, finish_reason: str = "stop") -> None:
 
     chunks = [event({"choices": [{"index": 0, "delta": {"content": p}, "finish_reason": None}]}) for p in pieces]
     chunks.append(event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish_reason}]}))
-    chunks.append(event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}}))
+    usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    chunks.append(event({"choices": [], "usage": usage, **({"timings": timings} if timings else {})}))
     body = ": a comment\n\n" + "".join(chunks) + "data: [DONE]\n\n"
     page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
 
@@ -229,9 +230,18 @@ def test_a_whole_answer_says_what_it_took(page: Page) -> None:
     answer = ask(page, STORY)
     assert len(answer) > 100
     facts = page.locator(".facts").inner_text()
-    assert re.fullmatch(r"\d+\.\d\d s to first token · [\d.]+ tokens/s · \d+ tokens", facts)
+    assert re.fullmatch(r"\d+\.\d\d s to first token · [\d.,]+ tokens/s · \d+ tokens", facts)
+    page.wait_for_selector(r"#count >> text=/^\d+ of 4,096 tokens$/")
     about = page.get_attribute(".facts", "title")
     assert re.fullmatch(r"demo, prompt of \d+ tokens, seed \d+", about)
+
+
+@pytest.mark.parametrize(("decode_s", "rate"), [(0.5, "8.0"), (0.002, "2,000")])
+def test_the_rate_is_the_servers_own(decode_s: float, rate: str, talk: Page) -> None:
+    """How the pieces of an answer come together on their way says nothing of how fast it was made."""
+    say(talk, "Five tokens at once.", timings={"decode_s": decode_s})
+    ask(talk, "How fast?")
+    assert f" · {rate} tokens/s · 5 tokens" in talk.locator(".facts").inner_text()
 
 
 def test_stop_frees_the_server_and_keeps_what_was_said(page: Page, server: Server, llm: hearthlm.LlmInference) -> None:
@@ -493,6 +503,8 @@ MARKDOWN = [
      "<td>1</td><td><code>x|y</code></td></tr></tbody></table></div>"),
     ("a | b\nnot a table", "<p>a | b<br>not a table</p>"),
     ("see https://a.example/b_c_d.", "<p>see <a>https://a.example/b_c_d</a>.</p>"),
+    ("<https://a.example/x>, a <b>", "<p><a>https://a.example/x</a>, a &lt;b&gt;</p>"),
+    ("- [ ] a\n- [x] b [ ]", "<ul><li><p>☐ a</p></li><li><p>☑ b [ ]</p></li></ul>"),
     ("(https://a.example/x)", "<p>(<a>https://a.example/x</a>)</p>"),
     ("[a *b*](https://a.example/(x))", "<p><a>a <em>b</em></a></p>"),
     ("[a](b.html)", "<p>[a](b.html)</p>"),

@@ -316,6 +316,9 @@ def test_text_becomes_ids_and_ids_text(server: ServerProcess, llm: hearthlm.LlmI
     assert made["tokens"] == llm.tokenizer.encode(text)
     assert made["count"] == len(made["pieces"]) == len(made["tokens"])
     assert server.post("/detokenize", {"tokens": made["tokens"]}).json() == {"text": text}
+    refused = server.post("/detokenize", {"tokens": [5, llm.vocab_size]})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "tokens"
     chat = server.post("/tokenize", {"messages": STORY}).json()
     assert chat["tokens"] == llm.chat_format.encode(STORY)
     assert chat["max_tokens"] == 1024
@@ -430,16 +433,37 @@ def test_told_to_stop_it_lets_answers_finish(number: int) -> None:
         assert server.process.wait(timeout=60) == 128 + number
 
 
-def test_an_answer_that_takes_too_long_to_finish_ends_with_an_error_event() -> None:
-    with ServerProcess("--grace", "0.3", "--max-tokens", "30000") as server:
+def test_who_comes_while_it_stops_is_told_so() -> None:
+    with ServerProcess("--grace", "60", "--max-tokens", "30000") as server:
+        body = {"messages": STORY, "max_tokens": 29000, "stream": True, "logit_bias": _never_stop()}
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()  # forgotten, it would close the connection
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 20
+            while (health := httpx.get(f"{server.url}/health")).status_code == 200:
+                assert time.monotonic() < deadline
+            assert (health.status_code, health.json()) == (503, {"status": "stopping"})
+            refused = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": STORY})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopping")
+            assert int(refused.headers["retry-after"]) > 0
+        assert server.process.wait(timeout=20) == 143  # the only answer's client has left
+
+
+@pytest.mark.parametrize(("grace_s", "num_signals"), [("0.3", 1), ("60", 2)])
+def test_an_answer_that_cannot_finish_ends_with_an_error_event(grace_s: str, num_signals: int) -> None:
+    """It takes longer than there is time, or the server is told twice."""
+    with ServerProcess("--grace", grace_s, "--max-tokens", "30000") as server:
         body = {"messages": STORY, "max_tokens": 29000, "stream": True, "logit_bias": _never_stop()}
         with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as answer:
             lines = (line for line in answer.iter_lines() if line)
             next(lines)
-            server.process.send_signal(signal.SIGTERM)
+            for _ in range(num_signals):
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(0.1)  # signals that are pending are one
             last = [line for line in lines if not line.startswith(":")][-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "server_stopping"
-        assert server.process.wait(timeout=60) == 143
+        assert server.process.wait(timeout=20) == 143
 
 
 def test_an_api_key_is_asked_for_where_one_is_set() -> None:

@@ -294,9 +294,9 @@ def test_what_is_no_http_is_refused(server: ServerProcess, junk: bytes) -> None:
         (b'{"messages": [{"role": "assistant", "content": "a"}]}', "invalid_value"),
         (b'{"messages": [{"role": "user", "content": "a"}], "model": 7}', "invalid_value"),
         (b'{"messages": [{"role": "user", "content": "a"}], "model": "../../etc/passwd"}', "model_not_found"),
-        (b'{"messages": [{"role": "user", "content": "a"}], "stop": ""}', None),
+        (b'{"messages": [{"role": "user", "content": "a"}], "stop": ""}', "invalid_value"),
         (b'{"messages": [{"role": "user", "content": "a"}], "stop": [7]}', "invalid_value"),
-        (b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": {"x": 1}}', None),
+        (b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": {"x": 1}}', "invalid_value"),
         (b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": {"999999": 1}}', "invalid_value"),
         (
             b'{"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "xml"}}',
@@ -304,7 +304,7 @@ def test_what_is_no_http_is_refused(server: ServerProcess, junk: bytes) -> None:
         ),
     ],
 )
-def test_a_body_that_is_wrong_is_refused(server: ServerProcess, body: bytes, code: str | None) -> None:
+def test_a_body_that_is_wrong_is_refused(server: ServerProcess, body: bytes, code: str) -> None:
     answer = server.post(CHAT, body)
     assert answer.status_code == (404 if code == "model_not_found" else 400), answer.text
     error = answer.json()["error"]
@@ -343,6 +343,15 @@ def test_every_number_out_of_range_is_refused_by_its_name(server: ServerProcess,
         assert answer.status_code == 400, (field, number, answer.text)
         error = answer.json()["error"]
         assert error["code"] == "invalid_json" or error["param"] == field, (number, error)
+
+
+def test_a_number_out_of_range_is_told_as_it_was_sent(server: ServerProcess) -> None:
+    long = "9" * 5000
+    for field, sent in (("temperature", "3.50"), ("temperature", "-1e308"), ("top_k", "-7"), ("top_k", long)):
+        error = server.post(CHAT, f'{{"{field}": {sent}, "messages": [{{}}]}}').json()["error"]
+        assert error["message"].endswith(f", got {sent[:30]}"), error
+    deep = b'{"temperature": 3, "messages": [{}], "deep": ' + b"[" * 10_000
+    assert server.post(CHAT, deep).status_code == 400
 
 
 @pytest.mark.parametrize(

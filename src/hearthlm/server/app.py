@@ -181,6 +181,8 @@ async def _tokenize(request: Request) -> Response:
 async def _detokenize(request: Request) -> Response:
     body = decode(await request.body(), DetokenizeRequest)
     llm = Service.of(request).models.find(body.model).llm
+    if (highest := max(body.tokens, default=0)) >= llm.vocab_size:
+        raise ApiError(400, f"tokens: expected ids below {llm.vocab_size}, got {highest}", param="tokens")
     return JsonResponse({"text": await asyncio.to_thread(llm.tokenizer.decode, body.tokens)})
 
 

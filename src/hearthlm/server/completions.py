@@ -53,7 +53,7 @@ async def _session_options(target: Target, body: Sampling) -> tuple[hearthlm.Llm
     """Return how a request samples, and its seed: its own, or one that is drawn; forms are compiled by the way."""
     limit = target.admission.num_slots
     if (body.n or 1) > limit:
-        raise ApiError(400, f"n: expected at most {limit}, got {body.n}", param="n", code="invalid_value")
+        raise ApiError(400, f"n: expected at most {limit}, got {body.n}", param="n")
     seed = secrets.randbits(53) if body.seed is None else body.seed
     try:
         options = target.session_options(random_seed=seed, **body.session_changes())

@@ -17,7 +17,7 @@ _log = logging.getLogger("hearthlm.server")
 
 
 class ApiError(Exception):
-    """Refuse a request with a status, a message, the field that is wrong, and a code."""
+    """Refuse a request with a status, a message, the field that is wrong, and a code; 400 alone is `invalid_value`."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.param = param
-        self.code = code
+        self.code = "invalid_value" if code is None and status == 400 else code
         self.headers = dict(headers or {})
 
     def to_json(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class JsonResponse(Response):
 def refusal(error: Exception, param: str | None = None) -> ApiError:
     """Say in the API's terms why the model refuses what a request asks for."""
     if isinstance(error, (ValueError, TypeError)) and not isinstance(error, hearthlm.HearthLMError):
-        return ApiError(400, str(error), param=param, code="invalid_value")
+        return ApiError(400, str(error), param=param)
     return failure(error, param)
 
 

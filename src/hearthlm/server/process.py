@@ -97,6 +97,9 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = asyncio.create_task(self._end_after_grace())
         try:
+            running = self._service.running
+            while len(running) and not running.is_stopping:  # who comes meanwhile is told, not left without an answer
+                await asyncio.sleep(0.05)
             await super().shutdown(sockets)
         finally:
             ending.cancel()

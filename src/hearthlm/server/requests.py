@@ -179,7 +179,7 @@ def decode(body: bytes, kind: type[_Body]) -> _Body:
         missing = re.search(r"missing required field `(\w+)`", what)
         param = field or (missing.group(1) if missing else None)
         where = f"{field}: " if field else ""
-        raise ApiError(400, f"{where}{what[:1].lower()}{what[1:]}", param=param, code="invalid_value") from None
+        raise ApiError(400, f"{where}{what[:1].lower()}{what[1:]}{_got(body, field, what)}", param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
     except RecursionError:
@@ -189,6 +189,17 @@ def decode(body: bytes, kind: type[_Body]) -> _Body:
         if value is not None and value not in nothing:
             raise ApiError(400, f"{name}: this server does not support it", param=name, code="unsupported_parameter")
     return decoded
+
+
+def _got(body: bytes, field: str | None, what: str) -> str:
+    """Return what a field's number is, as it was sent, where msgspec tells only what it should have been."""
+    if field is None or "got" in what:
+        return ""
+    try:
+        raw = bytes(msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get(field, b""))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # of what comes after the field
+        return ""
+    return f", got {raw[:30].decode()}" if raw[:1] in b"-0123456789" and raw else ""
 
 
 _Unsupported = msgspec.defstruct("_Unsupported", [(name, Any, None) for name in _UNSUPPORTED])
@@ -209,9 +220,7 @@ def _texts_or_ids(value: str | list[Any], name: str) -> list[str | list[int]]:
         raise ApiError(400, f"{name}: expected 1 to {MAX_PROMPTS} of them, got {len(values)}", param=name)
     for i, item in enumerate(values):
         if not isinstance(item, str) and not (isinstance(item, list) and item and all(map(_is_id, item))):
-            raise ApiError(
-                400, f"{name}[{i}]: expected a text or token ids, got {item!r:.80}", param=name, code="invalid_value"
-            )
+            raise ApiError(400, f"{name}[{i}]: expected a text or token ids, got {item!r:.80}", param=name)
     return values
 
 
