@@ -52,7 +52,6 @@ constexpr int64_t kStep = 4;
 constexpr int64_t kTileRows = 6;  // 12 registers of sums, 2 of weights and one of activations
 constexpr int64_t kRowMultiple = 1;
 constexpr int64_t kMinPanelRows = 6;
-constexpr int64_t kFewBytes = 0;
 
 inline int64_t tile_rows_at(int64_t rows_left) { return rows_left >= kTileRows ? kTileRows : rows_left >= 2 ? 2 : 1; }
 

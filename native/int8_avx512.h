@@ -12,24 +12,13 @@ constexpr int64_t kBias = is_int4 ? 8 : 128;  // int8 weights become unsigned by
 typedef __m512i Sums;
 inline int32_t total(Sums s) { return _mm512_reduce_add_epi32(s); }
 
-// Four rows at once: 13 instructions in place of 4 times 2 reductions. Both halves of a row fit 32 bits together.
-#define HEARTHLM_ADD_TOTALS 1
-template <int m>
-inline void add_totals(const Sums (&sums)[m][2], int64_t* acc) {
-  __m512i rows[m];
-#pragma GCC unroll 4
-  for (int r = 0; r < m; r++) rows[r] = _mm512_add_epi32(sums[r][0], sums[r][1]);
-  if constexpr (m == 4) {
-    __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(rows[0], rows[1]), _mm512_unpackhi_epi32(rows[0], rows[1]));
-    __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(rows[2], rows[3]), _mm512_unpackhi_epi32(rows[2], rows[3]));
-    __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    __m256i d = _mm256_add_epi32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
-    __m128i e = _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
-    __m256i wide = _mm256_add_epi64(_mm256_cvtepi32_epi64(e), _mm256_loadu_si256(reinterpret_cast<__m256i*>(acc)));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc), wide);
-  } else {
-    for (int r = 0; r < m; r++) acc[r] += _mm512_reduce_add_epi32(rows[r]);
-  }
+// The totals of four registers: 12 instructions in place of 4 reductions.
+inline __m128i totals_of(__m512i r0, __m512i r1, __m512i r2, __m512i r3) {
+  __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
+  __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
+  __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  __m256i d = _mm256_add_epi32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
 }
 
 template <bool is_int4, int m>
@@ -52,14 +41,86 @@ inline void add_chunk(Sums (&sums)[m][2], const uint8_t* chunk, const int8_t* x,
   }
 }
 
+// ---- Four rows of weights against m rows of activations: loads are shared, and sums are added up four at a time.
+
+#define HEARTHLM_FOUR_COLUMNS 1
+
+template <int m>
+inline void add_products(__m512i (&sums)[m][4], const __m512i (&w)[4], const int8_t* x, int64_t stride) {
+#pragma GCC unroll 4
+  for (int i = 0; i < m; i++) {
+    __m512i values = _mm512_loadu_si512(x + i * stride);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) sums[i][r] = _mm512_dpbusd_epi32(sums[i][r], w[r], values);
+  }
+}
+
+template <bool is_int4, int m>
+inline void add_chunk_of_four(__m512i (&sums)[m][4], __m512i (&w)[4], const int8_t* x, int64_t stride) {
+  if constexpr (is_int4) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    __m512i part[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) part[r] = _mm512_and_si512(w[r], mask);
+    add_products<m>(sums, part, x, stride);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) part[r] = _mm512_and_si512(_mm512_srli_epi16(w[r], 4), mask);
+    add_products<m>(sums, part, x + kChunk, stride);
+  } else {
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) w[r] = _mm512_xor_si512(w[r], _mm512_set1_epi8(-128));
+    add_products<m>(sums, w, x, stride);
+  }
+}
+
+// totals [m][4], too large by kBias times the sum of the activations, over rows of at most kMaxColumns.
+//
+// Four streams of short rows are slower than one, so what comes next is fetched in the order of memory, by each of the
+// `passes` over these weights its part of the next four rows. Long rows are fetched each for itself: four of them and
+// their activations fill the first cache.
+template <bool is_int4, int m>
+inline void dot_four(const uint8_t* w, int64_t bytes, const int8_t* x, int64_t stride, int64_t pass, int64_t passes,
+                     int32_t (&totals)[m][4]) {
+  constexpr int64_t kLongRow = 2048, kAhead = 1024;
+  bool is_long = bytes > kLongRow;
+  int64_t lines = passes == 1 ? 4 : passes <= 3 ? 2 : 1;  // of 64 bytes, for each chunk of four rows
+  int64_t next = passes == 1 ? 3 * bytes + 4096 : (4 + pass * lines) * bytes;
+  bool fetches = is_long ? pass == 0 : pass * lines < 4;
+  __m512i sums[m][4] = {};
+  int64_t j = 0;
+  for (; j + kChunk <= bytes; j += kChunk, x += kChunkColumns<is_int4>) {
+    if (fetches && is_long) {
+      int64_t ahead = j + kAhead < bytes ? j + kAhead : j + kAhead + 3 * bytes;
+      for (int64_t r = 0; r < 4; r++) prefetch(w, r * bytes + ahead);
+    } else if (fetches) {
+      for (int64_t i = 0; i < lines; i++, next += kChunk) prefetch(w, next);
+    }
+    __m512i in[4];
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < 4; r++) in[r] = _mm512_loadu_si512(w + r * bytes + j);
+    add_chunk_of_four<is_int4, m>(sums, in, x, stride);
+  }
+  if (j < bytes) {
+    __mmask64 valid = (__mmask64{1} << (bytes - j)) - 1;
+    __m512i in[4];
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < 4; r++) in[r] = _mm512_maskz_loadu_epi8(valid, w + r * bytes + j);
+    add_chunk_of_four<is_int4, m>(sums, in, x, stride);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < m; i++) {
+    __m128i four = totals_of(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(totals[i]), four);
+  }
+}
+
 // ---- Panels
 
 constexpr int64_t kPanelRows = 32;
 constexpr int64_t kStep = 4;
 constexpr int64_t kTileRows = 12;
 constexpr int64_t kRowMultiple = 1;
-constexpr int64_t kMinPanelRows = 8;  // of activations: from here on unpacking pays,
-constexpr int64_t kFewBytes = 20 << 10;  // unless all of them stay in the first cache anyway
+constexpr int64_t kMinPanelRows = 96;  // of activations: until then groups of four rows of weights are as fast
 
 inline int64_t tile_rows_at(int64_t rows_left) { return rows_left >= kTileRows ? kTileRows : rows_left >= 4 ? 4 : 1; }
 
@@ -90,13 +151,6 @@ inline void transpose(const __m512i* in, __m512i* out) {
   }
 }
 
-inline void store_steps(const __m512i* rows, uint8_t* out) {
-  __m512i steps[16];
-  transpose(rows, steps);
-#pragma GCC unroll 16
-  for (int s = 0; s < 16; s++) _mm512_storeu_si512(out + s * kPanelRows * 4, steps[s]);
-}
-
 // Chunks [begin, end) of the rows from `first` on; rows past the last are zero.
 template <bool is_int4>
 void fill_panel(const Matrix& w, int64_t first, int64_t begin, int64_t end, uint8_t* panel) {
@@ -106,23 +160,22 @@ void fill_panel(const Matrix& w, int64_t first, int64_t begin, int64_t end, uint
     int64_t left = bytes - chunk * kChunk;
     __mmask64 valid = left >= kChunk ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
     for (int64_t half = 0; half < kPanelRows; half += 16) {
-      __m512i in[16], part[16];
+      __m512i in[16], steps[16];
+      uint8_t* out = panel + half * kStep;
 #pragma GCC unroll 16
       for (int64_t r = 0; r < 16; r++) {
         int64_t n = first + half + r;
         in[r] = n < w.rows ? _mm512_maskz_loadu_epi8(valid, row_of(w, n) + chunk * kChunk) : _mm512_setzero_si512();
       }
       if constexpr (is_int4) {
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) part[r] = _mm512_and_si512(in[r], mask);
-        store_steps(part, panel + half * 4);
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) part[r] = _mm512_and_si512(_mm512_srli_epi16(in[r], 4), mask);
-        store_steps(part, panel + half * 4 + 16 * kPanelRows * 4);
+        transpose(in, steps);
+        for (int s = 0; s < 16; s++, out += kPanelRows * kStep) {
+          _mm512_storeu_si512(out, _mm512_and_si512(steps[s], mask));
+          _mm512_storeu_si512(out + 16 * kPanelRows * kStep, _mm512_and_si512(_mm512_srli_epi16(steps[s], 4), mask));
+        }
       } else {
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) part[r] = _mm512_xor_si512(in[r], sign);
-        store_steps(part, panel + half * 4);
+        transpose(in, steps);
+        for (int s = 0; s < 16; s++) _mm512_storeu_si512(out + s * kPanelRows * kStep, _mm512_xor_si512(steps[s], sign));
       }
     }
     panel += kChunkColumns<is_int4> * kPanelRows;

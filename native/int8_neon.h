@@ -100,7 +100,6 @@ constexpr int64_t kStep = 8;
 constexpr int64_t kTileRows = 8;  // 24 registers of sums, each of 2 rows by 2
 constexpr int64_t kRowMultiple = 2;
 constexpr int64_t kMinPanelRows = 4;
-constexpr int64_t kFewBytes = 0;
 
 inline int64_t tile_rows_at(int64_t rows_left) { return rows_left >= kTileRows ? kTileRows : rows_left >= 4 ? 4 : 2; }
 
@@ -160,7 +159,6 @@ constexpr int64_t kStep = 4;
 constexpr int64_t kTileRows = 8;  // 24 registers of sums
 constexpr int64_t kRowMultiple = 4;
 constexpr int64_t kMinPanelRows = 8;
-constexpr int64_t kFewBytes = 0;
 
 inline int64_t tile_rows_at(int64_t rows_left) { return rows_left >= kTileRows ? kTileRows : 4; }
 

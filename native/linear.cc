@@ -228,13 +228,6 @@ void arrange_row(const int8_t* x, int64_t k, int8_t* out) {
   }
 }
 
-#ifndef HEARTHLM_ADD_TOTALS
-template <int m>
-inline void add_totals(const Sums (&sums)[m][2], int64_t* acc) {
-  for (int r = 0; r < m; r++) acc[r] += static_cast<int64_t>(total(sums[r][0])) + total(sums[r][1]);
-}
-#endif
-
 // acc [m] = exact sums over one row of weights, too large by kBias times the sum of the activations.
 template <bool is_int4, int m>
 inline void int_dots(const int8_t* x, int64_t stride, const uint8_t* w, int64_t bytes, int64_t* acc) {
@@ -263,7 +256,7 @@ inline void int_dots(const int8_t* x, int64_t stride, const uint8_t* w, int64_t 
       memcpy(last, w + j, static_cast<size_t>(end - j));
       add_chunk<is_int4, m>(sums, last, rows, stride);
     }
-    add_totals<m>(sums, acc);
+    for (int r = 0; r < m; r++) acc[r] += static_cast<int64_t>(total(sums[r][0])) + total(sums[r][1]);
   }
 }
 
@@ -300,12 +293,57 @@ inline void int_rows(const IntJob& job, int64_t first, int64_t n, const uint8_t*
   for (int r = 0; r < m; r++) finish(job, acc[r], kBias<is_int4>, first + r, n);
 }
 
-// Columns of y, a few rows of activations at a time against one row of weights.
+#ifdef HEARTHLM_FOUR_COLUMNS
+constexpr int64_t kColumnGroup = 4;
+
+// Four columns of m rows of y. Without zero points vectors round as `finish` does: the exact sum fits 32 bits.
+template <bool is_int4, int m>
+inline void int_four(const IntJob& job, int64_t i, int64_t n, const uint8_t* w, int64_t bytes) {
+  typedef int32_t Ints __attribute__((vector_size(16)));
+  typedef float Floats __attribute__((vector_size(16)));
+  int32_t totals[m][4];
+  dot_four<is_int4, m>(w, bytes, job.x + i * job.stride, job.stride, i / 4, (job.m + 3) / 4, totals);
+  if (job.w.zero_points) {
+    for (int r = 0; r < m; r++) {
+      for (int c = 0; c < 4; c++) finish(job, totals[r][c], kBias<is_int4>, i + r, n + c);
+    }
+    return;
+  }
+  Floats scales, bias{};
+  memcpy(&scales, job.w.scales + n, sizeof scales);
+  if (job.bias) memcpy(&bias, job.bias + n, sizeof bias);
+  for (int r = 0; r < m; r++) {
+    Ints exact;
+    memcpy(&exact, totals[r], sizeof exact);
+    exact -= static_cast<int32_t>(kBias<is_int4>) * job.sums[i + r];
+    Floats y = __builtin_convertvector(exact, Floats) * (scales * job.scales[i + r]);
+    if (job.bias) y += bias;
+    memcpy(job.y + (i + r) * job.w.rows + n, &y, sizeof y);
+  }
+}
+#else
+constexpr int64_t kColumnGroup = 1;
+#endif
+
+// Columns of y, a few rows of activations at a time against one row of weights, or against four.
 template <bool is_int4>
 void int_columns(const void* context, int64_t begin, int64_t end, int) {
   const IntJob& job = *static_cast<const IntJob*>(context);
-  int64_t bytes = row_bytes(job.w);
-  for (int64_t n = begin; n < end; n++) {
+  int64_t bytes = row_bytes(job.w), n = begin;
+#ifdef HEARTHLM_FOUR_COLUMNS
+  for (; job.m > 1 && n + 4 <= end && job.w.columns <= kMaxColumns; n += 4) {
+    const uint8_t* w = row_of(job.w, n);
+    int64_t i = 0;
+    for (; i + 4 <= job.m; i += 4) int_four<is_int4, 4>(job, i, n, w, bytes);
+    switch (job.m - i) {
+      case 1: int_four<is_int4, 1>(job, i, n, w, bytes); break;
+      case 2: int_four<is_int4, 2>(job, i, n, w, bytes); break;
+      case 3: int_four<is_int4, 3>(job, i, n, w, bytes); break;
+      default: break;
+    }
+  }
+#endif
+  for (; n < end; n++) {
     const uint8_t* w = row_of(job.w, n);
     int64_t i = 0;
     for (; i + 4 <= job.m; i += 4) int_rows<is_int4, 4>(job, i, n, w, bytes);
@@ -331,8 +369,7 @@ void arrange_rows(const void* context, int64_t begin, int64_t end, int) {
 // step being kStep columns; activations lie in tiles [steps][tile rows][kStep]. A tile of sums stays in registers. Of
 // the instruction set are kPanelRows and kStep; `tile_rows_at`, which cuts rows of activations, a multiple of
 // kRowMultiple, into tiles of kTileRows and then smaller ones; `fill_panel`; `add_tile`, which adds the products of a
-// tile and a panel to sums [tile rows][kPanelRows]; and kMinPanelRows, from which on unpacking pays where the
-// activations take more than kFewBytes.
+// tile and a panel to sums [tile rows][kPanelRows]; and kMinPanelRows, from which on unpacking pays.
 
 constexpr int kSumsSlot = 2;
 constexpr int64_t kBlockChunks = 16;  // per panel in memory: at most 32 KiB for int8, 64 KiB for int4
@@ -354,20 +391,34 @@ void arrange_tiles(const void* context, int64_t begin, int64_t end, int worker) 
   }
 }
 
-// One row of a panel's sums to y. Without zero points vectors round as `finish` does: the exact sum fits 32 bits.
+// A panel's sums to y. Without zero points vectors round as `finish` does: the exact sum fits 32 bits.
 template <bool is_int4>
-inline void finish_row(const IntJob& job, const int32_t* sums, int64_t i, int64_t first, int64_t columns) {
+void finish_panel(const IntJob& job, const int32_t* sums, int64_t first) {
+  int64_t columns = min_of(kPanelRows, job.w.rows - first);
   if (job.w.zero_points) {
-    for (int64_t c = 0; c < columns; c++) finish(job, sums[c], kBias<is_int4>, i, first + c);
+    for (int64_t i = 0; i < job.m; i++, sums += kPanelRows) {
+      for (int64_t c = 0; c < columns; c++) finish(job, sums[c], kBias<is_int4>, i, first + c);
+    }
     return;
   }
-  IntVec bias = IntVec{} + static_cast<int32_t>(kBias<is_int4>) * job.sums[i];
-  for (int64_t c = 0; c < columns; c += kLanes) {
-    int64_t n = min_of<int64_t>(kLanes, columns - c);
-    Vec exact = __builtin_convertvector(*reinterpret_cast<const UnalignedIntVec*>(sums + c) - bias, Vec);
-    Vec y = exact * (load_first(job.w.scales + first + c, n) * job.scales[i]);
-    if (job.bias) y += load_first(job.bias + first + c, n);
-    store_first(job.y + i * job.w.rows + first + c, y, n);
+  constexpr int64_t kVecs = kPanelRows / kLanes;
+  Vec scales[kVecs], bias[kVecs] = {};
+  int64_t sizes[kVecs];
+  for (int64_t v = 0; v < kVecs; v++) {
+    sizes[v] = max_of<int64_t>(min_of<int64_t>(columns - v * kLanes, kLanes), 0);
+    scales[v] = load_first(job.w.scales + first + v * kLanes, sizes[v]);
+    if (job.bias) bias[v] = load_first(job.bias + first + v * kLanes, sizes[v]);
+  }
+  for (int64_t i = 0; i < job.m; i++, sums += kPanelRows) {
+    IntVec excess = IntVec{} + static_cast<int32_t>(kBias<is_int4>) * job.sums[i];
+    float* out = job.y + i * job.w.rows + first;
+    for (int64_t v = 0; v < kVecs; v++) {
+      Vec exact = __builtin_convertvector(*reinterpret_cast<const UnalignedIntVec*>(sums + v * kLanes) - excess, Vec);
+      Vec y = exact * (scales[v] * job.scales[i]);
+      if (job.bias) y += bias[v];
+      if (columns == kPanelRows) store(out + v * kLanes, y);
+      else store_first(out + v * kLanes, y, sizes[v]);
+    }
   }
 }
 
@@ -375,14 +426,15 @@ template <bool is_int4>
 void int_panels(const void* context, int64_t begin, int64_t end, int worker) {
   const IntJob& job = *static_cast<const IntJob*>(context);
   int64_t chunks = chunks_of(job.w), padded = round_up(job.m, kRowMultiple);
+  int64_t blocks = (chunks + kBlockChunks - 1) / kBlockChunks, block = (chunks + blocks - 1) / blocks;  // of a size
   auto* panel = static_cast<uint8_t*>(
       job.pool.scratch(worker, kPanelSlot, kBlockChunks * kChunkColumns<is_int4> * kPanelRows));
   auto* sums = static_cast<int32_t*>(job.pool.scratch(worker, kSumsSlot, padded * kPanelRows * 4));
   for (int64_t p = begin; p < end; p++) {
     int64_t first = p * kPanelRows;
     memset(sums, 0, static_cast<size_t>(padded * kPanelRows * 4));
-    for (int64_t chunk = 0; chunk < chunks; chunk += kBlockChunks) {
-      int64_t chunk_end = min_of(chunk + kBlockChunks, chunks);
+    for (int64_t chunk = 0; chunk < chunks; chunk += block) {
+      int64_t chunk_end = min_of(chunk + block, chunks);
       int64_t steps = (chunk_end - chunk) * kChunkColumns<is_int4> / kStep;
       fill_panel<is_int4>(job.w, first, chunk, chunk_end, panel);
       for (int64_t i = 0; i < padded;) {
@@ -392,8 +444,7 @@ void int_panels(const void* context, int64_t begin, int64_t end, int worker) {
         i += rows;
       }
     }
-    int64_t columns = min_of(kPanelRows, job.w.rows - first);
-    for (int64_t i = 0; i < job.m; i++) finish_row<is_int4>(job, sums + i * kPanelRows, i, first, columns);
+    finish_panel<is_int4>(job, sums, first);
   }
 }
 #endif
@@ -401,7 +452,7 @@ void int_panels(const void* context, int64_t begin, int64_t end, int worker) {
 template <bool is_int4>
 void run_int(IntJob& job) {
 #if HEARTHLM_PANELS
-  if (job.m >= kMinPanelRows && job.m * job.stride > kFewBytes && job.w.columns <= kMaxColumns) {
+  if (job.m >= kMinPanelRows && job.w.columns <= kMaxColumns) {
     job.x = static_cast<int8_t*>(job.pool.scratch(0, kRowsSlot, round_up(job.m, kRowMultiple) * job.stride + 1));
     job.pool.run((job.m + kTileRows - 1) / kTileRows, 4, arrange_tiles<is_int4>, &job);
     job.pool.run((job.w.rows + kPanelRows - 1) / kPanelRows, 1, int_panels<is_int4>, &job);
@@ -410,7 +461,8 @@ void run_int(IntJob& job) {
 #endif
   job.x = static_cast<int8_t*>(job.pool.scratch(0, kRowsSlot, job.m * job.stride + 1));
   job.pool.run(job.m, 16, arrange_rows<is_int4>, &job);
-  job.pool.run(job.w.rows, stream_grain(job.w, job.pool.threads()) / ((job.m + 3) / 4) + 1, int_columns<is_int4>, &job);
+  int64_t grain = round_up(stream_grain(job.w, job.pool.threads()) / ((job.m + 3) / 4) + 1, kColumnGroup);
+  job.pool.run(job.w.rows, grain, int_columns<is_int4>, &job);
 }
 
 void linear_int8(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& w,
