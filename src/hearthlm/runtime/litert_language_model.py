@@ -21,6 +21,7 @@ from hearthlm.errors import (
     UnsupportedModelError,
 )
 from hearthlm.formats import detect_format, task_bundle
+from hearthlm.formats.atomic_file import make_folder
 from hearthlm.formats.json_document import parse_json_object
 from hearthlm.formats.litert_lora import is_litert_lora
 from hearthlm.formats.litert_model import LiteRtModel, LlmSignatures, llm_signatures, read_litert_model
@@ -152,7 +153,7 @@ class LiteRtLanguageModel:
         weight_cache = None
         if settings.cache_dir is not None:
             folder = Path(settings.cache_dir)
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             weight_cache = folder / f"{digest.hex()[:32]}-{_library_version()}.xnnpack_cache"
         if progress is not None:
             progress(0.0)
