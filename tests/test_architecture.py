@@ -36,6 +36,7 @@ LAYERS = {
     "memory_estimate": 4,
     "model_info": 4,
     "quantization_comparison": 4,
+    "speed_report": 4,
     "tool_calls": 4,
     "template_turns": 4,
     "torch_exporter": 4,

@@ -57,6 +57,7 @@ class CountingExecutor:
     def __init__(self, delay_s: float = 0.0, *, has_cheap_rows: bool = False) -> None:
         self.pool = ThreadPool(1)
         self.has_cheap_rows = has_cheap_rows
+        self.row_cost = None
         self.delay_s = delay_s
         self.steps: list[list[int]] = []  # rows of each request, step by step
         self.fail_at: int | None = None

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hearthlm.models.family import PromptTemplate, PromptTemplates
     from hearthlm.runtime.lora import Adapter
     from hearthlm.runtime.sampler import TokenLogprobs
+    from hearthlm.speed_report import SpeedMeasurement, SpeedReport, measure_speed
     from hearthlm.tool_calls import ToolCall, ToolCallReader
 
 # Loaded when first asked for: `import hearthlm` costs next to nothing.
@@ -60,6 +61,8 @@ _HOMES = {
     "ResponseIncrement": "answer",
     "SessionBusyError": "errors",
     "SessionFileError": "errors",
+    "SpeedMeasurement": "speed_report",
+    "SpeedReport": "speed_report",
     "TemplateError": "errors",
     "TensorMismatchError": "errors",
     "TokenLogprobs": "runtime.sampler",
@@ -74,6 +77,7 @@ _HOMES = {
     "inspect_machine": "machine_info",
     "inspect_model": "model_info",
     "measure_machine": "machine_info",
+    "measure_speed": "speed_report",
 }
 
 # As in MediaPipe, the toolchain's parts are modules: `from hearthlm import bundler`.
@@ -105,6 +109,8 @@ __all__ = [
     "ResponseIncrement",
     "SessionBusyError",
     "SessionFileError",
+    "SpeedMeasurement",
+    "SpeedReport",
     "TemplateError",
     "TensorMismatchError",
     "TokenLogprobs",
@@ -123,6 +129,7 @@ __all__ = [
     "inspect_machine",
     "inspect_model",
     "measure_machine",
+    "measure_speed",
     "repacker",
 ]
 

@@ -1,6 +1,7 @@
 """The command line: data on stdout, everything else on stderr; a module for each command."""
 
 from hearthlm.cli import batch as batch
+from hearthlm.cli import bench as bench
 from hearthlm.cli import bundle as bundle
 from hearthlm.cli import chat as chat
 from hearthlm.cli import completion as completion

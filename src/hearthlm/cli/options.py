@@ -63,8 +63,7 @@ threads_option = click.option(
 )
 
 # The mapping `engine` holds fields of LlmInferenceOptions.
-_compute_options: tuple[Callable[[Any], Any], ...] = (
-    threads_option,
+_placement_options: tuple[Callable[[Any], Any], ...] = (
     click.option("--weights", type=click.Choice(["auto", "mmap", "ram"]), default="auto", show_default=True),
     click.option(
         "--activation-data-type",
@@ -72,17 +71,28 @@ _compute_options: tuple[Callable[[Any], Any], ...] = (
         help="How activations meet quantised weights.  [default: int8]",
     ),
 )
-compute_options = gathered("engine", *_compute_options)
-engine_options = gathered(
-    "engine",
-    *_compute_options,
-    click.option("--lora-path", type=click.Path(), help="A LoRA adapter: MediaPipe's _lora.bin or a PEFT folder."),
+_adapter_option: Callable[[Any], Any] = click.option(
+    "--lora-path", type=click.Path(), help="A LoRA adapter: MediaPipe's _lora.bin or a PEFT folder."
 )
+compute_options = gathered("engine", threads_option, *_placement_options)
+engine_options = gathered("engine", threads_option, *_placement_options, _adapter_option)
+bench_options = gathered("engine", *_placement_options, _adapter_option)  # with threads of its own
 
 
 def token(text: str) -> str | int:
     """Return a token's id, where the text is a number, or else its spelling."""
     return int(text) if text.isascii() and text.isdecimal() else text
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Return the numbers of a list like "1,4,16", each at least 1 and once."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
+        raise click.BadParameter(f"expected whole numbers from 1 on, each once, like 1,4,16; got {text!r:.80}")
+    return numbers
 
 
 litert_options = gathered(

@@ -6,7 +6,7 @@ sequence and is used by one thread at a time; everything else about an executor 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -46,6 +46,20 @@ class State(Protocol):
 
 
 @dataclass(frozen=True)
+class RowCost:
+    """Say what a step costs at least: the limits that a machine sets.
+
+    A step reads `weight_bytes` once, whatever its rows, and for each sequence `cache_bytes(position)`. A row is
+    multiplied with `num_layer_weights` weights, those of the logits not counted, as integers if `is_int8`.
+    """
+
+    weight_bytes: int
+    num_layer_weights: int
+    is_int8: bool
+    cache_bytes: Callable[[int], int]
+
+
+@dataclass(frozen=True)
 class ForwardRequest:
     """Ask for `ids` to be appended to `state`, and for the logits after none, the last or all of them.
 
@@ -70,6 +84,10 @@ class Executor(Protocol):
     @property
     def has_cheap_rows(self) -> bool:
         """Whether a few rows of one sequence cost little more than one, so that it pays to guess the next tokens."""
+
+    @property
+    def row_cost(self) -> RowCost | None:
+        """What rows cost at least, None where that is not known."""
 
     @property
     def fingerprint(self) -> str:

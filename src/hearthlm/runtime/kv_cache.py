@@ -57,8 +57,16 @@ class CacheLayout:
         num_blocks = -(-num_tokens // BLOCK_SIZE)
         if self.window is not None:  # what `drop_outside_window` leaves, with both ends inside a block
             num_blocks = min(num_blocks, (self.window - 1 + REWIND_SLACK + max_new) // BLOCK_SIZE + 2)
-        positions = num_blocks * BLOCK_SIZE
-        return positions * self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return num_blocks * BLOCK_SIZE * self._position_bytes
+
+    def read_bytes(self, num_tokens: int) -> int:
+        """Return how much is in sight of the last of `num_tokens`."""
+        positions = num_tokens if self.window is None else min(num_tokens, self.window)
+        return positions * self._position_bytes
+
+    @property
+    def _position_bytes(self) -> int:
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
     def new_block(self) -> Block:
         shape = (self.num_layers, 2, self.num_kv_heads, BLOCK_SIZE, self.head_dim)

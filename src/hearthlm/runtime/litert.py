@@ -229,6 +229,10 @@ class LiteRtExecutor:
         return self._pool
 
     @property
+    def row_cost(self) -> None:
+        return None
+
+    @property
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(b"hearthlm-litert-state-1", digest_size=32)
         digest.update(json.dumps(self._layout.description).encode())

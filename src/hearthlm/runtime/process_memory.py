@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,16 @@ def process_memory(except_files: Collection[str | os.PathLike[str]] = ()) -> Pro
         return _mapped_memory({os.path.realpath(path) for path in except_files})
     except (OSError, KeyError, ValueError):
         return None
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes that this process has had in memory so far; None where nothing says so."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
 
 
 def free_memory() -> int:

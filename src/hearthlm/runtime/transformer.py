@@ -21,7 +21,7 @@ from hearthlm.errors import SessionFileError
 from hearthlm.kernels.cache_batch import CacheBatch
 from hearthlm.models.params import Architecture, Llama3Scaling, Norm, Rope
 from hearthlm.quantization import bfloat16_to_float32, float32_to_bfloat16
-from hearthlm.runtime.executor import ForwardRequest, Wanted
+from hearthlm.runtime.executor import ForwardRequest, RowCost, Wanted
 from hearthlm.runtime.kv_cache import BlockCache, CacheLayout, cache_layouts
 from hearthlm.runtime.linear import Activations, AdaptedRows, Linear, Observer
 from hearthlm.runtime.lora import LoraAdapter
@@ -278,8 +278,14 @@ class TransformerExecutor:
         return True  # the weights are read once for all of them
 
     @property
-    def num_weight_bytes(self) -> int:
-        return self._weights.num_bytes
+    def row_cost(self) -> RowCost:
+        layers = self._weights.layer_matrices()
+        return RowCost(
+            weight_bytes=sum(matrix.num_bytes for matrix in layers) + self._weights.logits.weight.num_bytes,
+            num_layer_weights=sum(rows * columns for rows, columns in (matrix.shape for matrix in layers)),
+            is_int8=self._quantizes_activations,
+            cache_bytes=lambda position: sum(layout.read_bytes(position) for layout in self._layouts),
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -72,9 +72,7 @@ def _matrices(weights: Weights) -> list[WeightMatrix]:
     found = [weights.embedding]
     if weights.position_embedding is not None:
         found.append(weights.position_embedding)
-    for layer in weights.layers:
-        linears = (layer.query, layer.key, layer.value, layer.output, layer.gate, layer.up, layer.down)
-        found += [linear.weight for linear in linears if linear is not None]
+    found += weights.layer_matrices()
     if weights.logits.weight is not weights.embedding:
         found.append(weights.logits.weight)
     return found

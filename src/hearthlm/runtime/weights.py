@@ -80,6 +80,15 @@ class Weights:
     logits: LinearWeights  # the embedding itself where the two are tied
     num_bytes: int
 
+    def layer_matrices(self) -> list[WeightMatrix]:
+        """Return the matrices of all layers, in their order."""
+        return [
+            linear.weight
+            for w in self.layers
+            for linear in (w.query, w.key, w.value, w.output, w.gate, w.up, w.down)
+            if linear is not None
+        ]
+
 
 def load_weights(
     architecture: Architecture,
