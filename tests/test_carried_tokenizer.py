@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hearthlm import carried_tokenizer
 from hearthlm.carried_tokenizer import CarriedTokenizer
+from hearthlm.tokenizers import from_hugging_face
 from hearthlm.tokenizers.hugging_face_to_sentencepiece import to_sentencepiece
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,3 +40,14 @@ def test_other_pieces_make_way_for_those_of_the_exact_tokenizer(folder: Path) ->
         assert carried.sentencepiece == made
         assert carried.tokenizer_json == (folder / "tokenizer.json").read_bytes()
         assert carried.tokenizer.kind == "hugging_face"
+
+
+def test_a_tokenizer_that_was_read_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = from_hugging_face((folder / "tokenizer.json").read_bytes())
+
+    def again(*_: object) -> None:
+        raise AssertionError("tokenizer.json was read again")
+
+    monkeypatch.setattr(carried_tokenizer, "from_hugging_face", again)
+    carried = CarriedTokenizer.find(folder, mediapipe_compatible=False, needs_sentencepiece=False, parsed=parsed)
+    assert carried.tokenizer is parsed

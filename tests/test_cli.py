@@ -381,6 +381,25 @@ def test_a_shell_completes_commands_and_options() -> None:
         assert "hearthlm" in run("completion", shell).stdout.decode()
 
 
+def test_a_folder_that_cannot_be_made_ends_every_writer_alike(tmp_path: Path) -> None:
+    task = Path(__file__).parent / "golden" / "litert" / "gemma3_q8_ekv128.task"
+    parts = tmp_path / "parts"
+    assert run("unbundle", task, "-o", parts).returncode == 0
+    (tmp_path / "file").touch()
+    inside = tmp_path / "file" / "folder"
+    bundle = ("bundle", "--tflite-model", parts / "model.tflite", "--tokenizer-model", parts / "tokenizer.model")
+    tokens = ("--start-token", "<s>", "--stop-token", "</s>", "-o", inside / "a.task")
+    commands = (
+        ("unbundle", task, "-o", inside),
+        ("repack", task, inside / "a.litertlm"),
+        (*bundle, *tokens),
+    )
+    for command in commands:
+        result = run(*command)
+        assert (result.returncode, result.stdout) == (ExitCode.CANNOT_CREATE, b""), command
+        assert "the folder cannot be made" in result.stderr.decode()
+
+
 def test_a_bundle_is_taken_apart_and_made_again(tmp_path: Path) -> None:
     original = Path(__file__).parent / "golden" / "litert" / "gemma3_q8_ekv128.task"
     parts = run("unbundle", original, "-o", tmp_path / "parts")

@@ -19,6 +19,7 @@ from hearthlm.errors import CorruptFileError, HearthLMError, UnsupportedModelErr
 from hearthlm.formats import litert_verifier
 from hearthlm.formats.flatbuffer import Fields, FlatbufferReader, Scalar, build_flatbuffer
 from hearthlm.formats.flexbuffer import read_attributes
+from hearthlm.formats.litert_model import read_litert_model
 from hearthlm.formats.litert_operators import KNOWN_COMPOSITES, OPERATORS
 from hearthlm.formats.litert_verifier import verify_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile
@@ -50,10 +51,11 @@ def real(name: str) -> bytes:
     ],
 )
 def test_models_of_the_exporter_pass(name: str, num_operators: int) -> None:
-    sizes = verify_litert_model(real(name), name)
-    assert sizes.num_operators == num_operators
-    assert 150_000 < sizes.num_constant_bytes < len(real(name)) + 70_000
-    assert max(sizes.num_tensor_bytes) == max(sizes.num_tensor_bytes[:3])
+    model = verify_litert_model(real(name), name)
+    assert sum(len(graph.steps) for graph in model.graphs) == num_operators
+    assert model.signatures.keys() == read_litert_model(real(name), name).signatures.keys()
+    shared = [{t.num_bytes for t in model.graphs[i].tensors if t.is_constant} for i in model.signatures.values()]
+    assert max(set.intersection(*shared)) > 20_000  # the weights are constants of every signature
 
 
 def test_every_operator_has_a_sample() -> None:
@@ -65,14 +67,16 @@ def test_every_operator_has_a_sample() -> None:
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
 def test_what_comes_out_is_what_litert_computes(sample: Sample) -> None:
     data = build(sample)
-    sizes = verify_litert_model(data, "m")
+    [graph] = verify_litert_model(data, "m").graphs
     runner = Interpreter(model_content=data, num_threads=1).get_signature_runner("run")
     found = runner(**{name: np.ones(t["shape"], t["dtype"]) for name, t in runner.get_input_details().items()})
     assert [(str(found[f"output_{i}"].dtype), found[f"output_{i}"].shape) for i in range(len(found))] == [
         (t.dtype, t.shape) for t in sample.outputs
     ]
     computed = [t for t in (*sample.inputs, *sample.outputs) if t is not None and t.values is None]
-    assert sizes.num_tensor_bytes == (sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in computed),)
+    sizes = [math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in computed]
+    assert sum(t.num_bytes for t in graph.tensors if not t.is_constant) == sum(sizes)
+    assert [(step.inputs, step.outputs) for step in graph.steps] == [(graph.steps[0].inputs, graph.outputs)]
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
@@ -292,7 +296,9 @@ def test_a_model_that_lies_is_refused(name: str) -> None:
 def test_a_composite_is_its_graph() -> None:
     model = model_of(Sample("TANH", [X], [X]))
     composite()(model)
-    assert verify_litert_model(pack(model), "m").num_operators == 2
+    outer, inner = verify_litert_model(pack(model), "m").graphs
+    assert [step.subgraph for step in outer.steps] == [1]
+    assert [step.subgraph for step in inner.steps] == [None]
     model.subgraphs[1].operators = []
     with pytest.raises(CorruptFileError, match="subgraph 1 'main': output tensor 1 is never computed"):
         verify_litert_model(pack(model), "m")

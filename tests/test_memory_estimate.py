@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from demo_checkpoint import write_demo_checkpoint
 from random_models import CONFIGS, write_checkpoint
 
 import hearthlm
 from hearthlm import LlmInferenceOptions, memory_estimate
 from hearthlm.cli import ExitCode, cli
 from hearthlm.demo import model_path
+from hearthlm.exporter import export_bundle, export_tflite
+from hearthlm.formats.task_bundle import TaskBundle
 from hearthlm.runtime.kv_cache import cache_layouts
 from hearthlm.runtime.process_memory import free_memory, process_memory
 from hearthlm.runtime.sampler import Sampler
@@ -23,20 +26,21 @@ from hearthlm.runtime.session import Session
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 GOLDEN = Path(__file__).parent / "golden" / "outputs" / "0.10.14"
+LITERT = Path(__file__).parent / "golden" / "litert"
 
 BEGIN = """
 import json, sys
 from pathlib import Path
 import hearthlm
-path, max_tokens, sequences, placement = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-options = hearthlm.LlmInferenceOptions(path, max_tokens=max_tokens, weights=placement, prefix_cache_mb=0, num_threads=1)
+path, sequences, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+options = hearthlm.LlmInferenceOptions(path, prefix_cache_mb=0, num_threads=1, **settings)
 """
 FORETELL = f"{BEGIN}print(json.dumps(hearthlm.estimate_memory(options, num_sequences=sequences).to_json()))"
-# Every row of logits is used, and all contexts are full at the end.
+# Rows all over the embedding are used, and all contexts are full at the end.
 MEASURE = f"""{BEGIN}
 with hearthlm.LlmInference.create_from_options(options) as llm:
     vocab_size = llm.vocab_size
-    ids = [i % vocab_size for i in range(2, max_tokens - 40 // sequences)]
+    ids = [7919 * i % vocab_size for i in range(2, llm.max_tokens - 40 // sequences)]
     greedy = hearthlm.LlmInferenceSessionOptions(top_k=1, logit_bias=dict.fromkeys(llm.stop_ids, -1e9))
     llm.generate_batch([ids] * sequences, greedy)
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -73,12 +77,56 @@ def test_a_process_takes_what_was_foretold(
     model: str, max_tokens: int, sequences: int, placement: str, mid_size: Path
 ) -> None:
     path = model_path() if model == "demo" else mid_size
-    foretold = in_a_process("-c", FORETELL, path, max_tokens, sequences, placement)
-    measured = in_a_process("-c", MEASURE, path, max_tokens, sequences, placement)
+    compare(path, sequences, max_tokens=max_tokens, weights=placement)
+
+
+def compare(path: Path, sequences: int, **settings: Any) -> None:
+    """Fail unless a process takes what another one foretold."""
+    foretold, measured = (
+        in_a_process("-c", code, path, sequences, json.dumps(settings)) for code in (FORETELL, MEASURE)
+    )
     assert foretold["peak_bytes"] == pytest.approx(measured["VmHWM"], rel=0.05)
     own = ("loaded_bytes", "cache_bytes", "tokenizer_bytes", "working_bytes")
     assert foretold["mapped_bytes"] <= measured["RssFile"]
     assert sum(foretold[name] for name in own) <= measured["RssAnon"] + measured["RssShmem"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the demo model as a bundle, and a random one of 136 MB and four signatures alone and as a bundle."""
+    folder = tmp_path_factory.mktemp("exported")
+    paths = {name: folder / name for name in ("demo.litertlm", "mid.tflite", "mid.task")}
+    export_bundle(write_demo_checkpoint(folder / "demo"), paths["demo.litertlm"], (32, 128), 512)
+    code = (
+        "import sys, dataclasses, pathlib; sys.path.insert(0, sys.argv[1]); import random_checkpoint as r;"
+        'of = r.MODEL_TYPES["GEMMA3_1B"]; config = of.config | dict(vocab_size=32768, hidden_size=768,'
+        "intermediate_size=3072, num_hidden_layers=12, bos_token_id=2, eos_token_id=1);"
+        'r.MODEL_TYPES["GEMMA3_1B"] = dataclasses.replace(of, config=config);'
+        'r.write_random_checkpoint(pathlib.Path(sys.argv[2]), "GEMMA3_1B")'
+    )
+    subprocess.run([sys.executable, "-c", code, BENCHMARKS, folder / "mid"], check=True)
+    export_tflite(folder / "mid", paths["mid.tflite"])
+    export_bundle(folder / "mid", paths["mid.task"], (128,), 640, "int4_block32")
+    (folder / "mid" / "model.safetensors").unlink()
+    paths["tokenizer"] = folder / "mid" / "tokenizer.model"
+    return paths
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="nothing says what a process holds")
+@pytest.mark.parametrize(("model", "sequences"), [("demo.litertlm", 4), ("mid.tflite", 1), ("mid.task", 2)])
+def test_a_process_takes_what_was_foretold_of_a_litert_model(
+    model: str, sequences: int, exported: dict[str, Path]
+) -> None:
+    settings = {"tokenizer_path": str(exported["tokenizer"])} if model.endswith(".tflite") else {}
+    compare(exported[model], sequences, **settings)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="nothing says what a process holds")
+def test_packed_weights_in_a_file_are_foretold_before_it_is_there_and_after(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        compare(exported["mid.tflite"], 1, tokenizer_path=str(exported["tokenizer"]), cache_dir=str(tmp_path))
 
 
 def test_the_parts_add_up() -> None:
@@ -136,6 +184,14 @@ def test_what_fits_is_the_longest_context_within_the_budget() -> None:
     assert hearthlm.estimate_memory(options, num_sequences=3).cache_bytes <= memory.cache_bytes
 
 
+def test_a_litert_model_holds_its_whole_context_for_every_text() -> None:
+    path = LITERT / "gemma3_q8_ekv128.task"
+    short, default = (hearthlm.estimate_memory(LlmInferenceOptions(path, max_tokens=n)) for n in (7, None))
+    assert (short.max_tokens, default.max_tokens) == (7, 128)
+    assert short.cache_bytes == default.cache_bytes > 0
+    assert short.max_tokens_within(0) == 128
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="num_sequences"):
         hearthlm.estimate_memory(LlmInferenceOptions(model_path()), num_sequences=0)
@@ -143,9 +199,10 @@ def test_what_makes_no_sense_is_refused() -> None:
         hearthlm.estimate_memory(LlmInferenceOptions(model_path(), max_tokens=10**6))
     with pytest.raises(FileNotFoundError):
         hearthlm.estimate_memory(LlmInferenceOptions("no-such.bin"))
-    bundle = GOLDEN.parent.parent / "litert" / "gemma3_q8_ekv128.task"
-    with pytest.raises(hearthlm.UnsupportedModelError, match="decided by ai-edge-litert"):
-        hearthlm.estimate_memory(LlmInferenceOptions(bundle))
+    with pytest.raises(ValueError, match="max_tokens: expected at most 128"):
+        hearthlm.estimate_memory(LlmInferenceOptions(LITERT / "gemma3_q8_ekv128.task", max_tokens=129))
+    with pytest.raises(ValueError, match="tokenizer_path, start_token and stop_tokens are for a bare .tflite"):
+        hearthlm.estimate_memory(LlmInferenceOptions(model_path(), start_token=2))
 
 
 def test_the_pages_of_a_file_can_be_left_out(tmp_path: Path) -> None:
@@ -172,6 +229,21 @@ def test_the_table_and_the_document_say_the_same() -> None:
     names = [line.split()[0] for line in table.stdout.splitlines()]
     assert names == ["mapped", "loaded", "cache", "kept", "tokenizer", "working", "process", "peak"]
     assert "for 300 tokens" in table.stdout
+
+
+def test_the_options_of_a_bare_tflite_are_taken(tmp_path: Path) -> None:
+    path = LITERT / "gemma3_q4_block32_ekv128.tflite"
+    tokenizer = tmp_path / "tokenizer.model"
+    with TaskBundle.open(LITERT / "gemma3_q8_ekv128.task") as bundle:
+        tokenizer.write_bytes(bundle.sentencepiece_model)
+    options = ["--tokenizer", str(tokenizer), "--start-token", "<s>", "--stop-token", "</s>", "--json"]
+    result = CliRunner().invoke(cli, ["estimate", str(path), *options])
+    assert (result.exit_code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    assert document["max_tokens"] == 128
+    assert document["mapped_bytes"] == path.stat().st_size
+    wrong = CliRunner().invoke(cli, ["estimate", str(path), *options, "--start-token", "<nothing>"])
+    assert isinstance(wrong.exception, ValueError)
 
 
 def test_more_than_there_is_ends_with_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

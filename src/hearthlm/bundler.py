@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hearthlm.errors import BundleError, HearthLMError, UnsupportedModelError
 from hearthlm.formats import task_bundle
-from hearthlm.formats.atomic_file import replace_file
+from hearthlm.formats.atomic_file import make_folder, replace_file
 from hearthlm.formats.json_document import parse_json_object
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
@@ -128,7 +128,7 @@ def create_bundle(config: BundleConfig, progress: Callable[[float], None] | None
     }
     output = os.fspath(config.output_filename)
     path = Path(output if output.endswith(".task") else output + ".task")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_task_bundle(path, entries, progress)
     return path
 
@@ -155,7 +155,7 @@ def extract_bundle(path: StrPath, output_dir: StrPath, *, overwrite: bool = Fals
             for target in targets.values():
                 if os.path.lexists(target):
                     raise FileExistsError(f"{target}: the file is there already; overwrite (--force) replaces it")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for name, target in targets.items():
             with replace_file(target) as file:
                 bundle.copy_entry(name, file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class CarriedTokenizer:
     sentencepiece: bytes | None
     tokenizer_json: bytes | None = None
     config: Mapping[str, Any] | None = None
+    _parsed: Tokenizer | None = field(default=None, repr=False, compare=False)
 
     @property
     def num_bytes(self) -> int:
@@ -48,6 +49,8 @@ class CarriedTokenizer:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer as the reader of the file will have it."""
+        if self._parsed is not None:
+            return self._parsed
         if self.tokenizer_json is not None:
             return from_hugging_face(self.tokenizer_json, self.config)
         return from_sentencepiece(self.sentencepiece or b"")
@@ -67,10 +70,18 @@ class CarriedTokenizer:
         return {"tokenizer_json": self.tokenizer_json.decode("utf-8"), "tokenizer_config": config}
 
     @classmethod
-    def find(cls, path: Path, *, mediapipe_compatible: bool, needs_sentencepiece: bool = True) -> CarriedTokenizer:
+    def find(
+        cls,
+        path: Path,
+        *,
+        mediapipe_compatible: bool,
+        needs_sentencepiece: bool = True,
+        parsed: Tokenizer | None = None,
+    ) -> CarriedTokenizer:
         """Read a SentencePiece model, a tokenizer.json, or what a folder has of the two.
 
-        Where there is no SentencePiece model it is made, if `needs_sentencepiece`.
+        Where there is no SentencePiece model it is made, if `needs_sentencepiece`. `parsed` is the folder's tokenizer
+        where the caller has it: with a large vocabulary, reading it takes as long as all the rest.
         Raises FileNotFoundError where there is none, TokenizerFormatError for one that is not sound.
         """
         if path.is_file():
@@ -87,21 +98,19 @@ class CarriedTokenizer:
         settings = folder / "tokenizer_config.json"
         fields = read_json_file(settings) if settings.is_file() else None
         if as_json is None:
-            carried = cls(as_pieces)
-            carried.tokenizer  # noqa: B018 -- refuses what is not sound
-            return carried
-        from_hugging_face(as_json, fields)  # refuses what is not sound
+            return cls(as_pieces, _parsed=parsed or from_sentencepiece(as_pieces or b""))
+        exact = parsed or from_hugging_face(as_json, fields)  # refuses what is not sound
         raw = settings.read_bytes() if settings.is_file() else b""
         if mediapipe_compatible:
             return cls(to_sentencepiece(as_json, raw, mediapipe_compatible=True))
         if as_pieces is None and not needs_sentencepiece:
-            return cls(None, as_json, fields)
+            return cls(None, as_json, fields, exact)
         try:
             made = to_sentencepiece(as_json, raw)
         except UnsupportedModelError as error:
             if as_pieces is None:
                 _log.warning("%s: only hearthlm can read the tokenizer of this file: %s", folder, error)
-            return cls(as_pieces, as_json, fields)
+            return cls(as_pieces, as_json, fields, exact)
         if as_pieces is not None and have_same_pieces(as_pieces, made):
             return cls(as_pieces)  # the same vocabulary twice
-        return cls(made, as_json, fields)
+        return cls(made, as_json, fields, exact)

@@ -60,9 +60,14 @@ class LiteRtBundle:
         """
         path = Path(checkpoint)
         folder = path if path.is_dir() else path.parent
-        carried = CarriedTokenizer.find(folder, mediapipe_compatible=False, needs_sentencepiece=False)
         with Model.open(checkpoint) as model:
-            tokenizer = model.tokenizer
+            carried = CarriedTokenizer.find(
+                folder,
+                mediapipe_compatible=False,
+                needs_sentencepiece=False,
+                parsed=None if model.info.tokenizer is None else model.tokenizer,
+            )
+            tokenizer = carried.tokenizer
             if tokenizer.vocab_size > model.architecture.vocab_size:
                 raise BundleError(
                     f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the model "

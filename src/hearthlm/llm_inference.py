@@ -256,17 +256,9 @@ class LlmInference:
         if not isinstance(options, LlmInferenceOptions):
             raise TypeError(f"options: expected LlmInferenceOptions, got {type(options).__name__}")
         self._options = options
-        text = TextSettings(options.tokenizer_path, options.start_token, tuple(options.stop_tokens))
-        settings = ExecutorSettings(
-            num_threads=options.num_threads or default_num_threads(),
-            weights=options.weights,
-            activation_data_type=options.activation_data_type,
-            kv_cache_dtype=options.kv_cache_dtype,
-            cache_dir=options.cache_dir,
-        )
-        with open_language_model(options.model_path, text) as model:
+        with open_language_model(options.model_path, text_settings_of(options)) as model:
             max_tokens = max_tokens_of(options.max_tokens, model.context_length, has_fixed_cache=model.has_fixed_cache)
-            executor = model.new_executor(settings, progress)
+            executor = model.new_executor(executor_settings_of(options), progress)
         self._model = model
         self._adapters: set[str] = set()
         self._engine = Engine(
@@ -739,6 +731,22 @@ def _active_tools(options: LlmInferenceSessionOptions) -> list[dict[str, Any]]:
     """Return the tools that a call may use."""
     tools = checked_tools(options.tools)
     return [] if not tools or checked_choice(options.tool_choice, tools) == "none" else tools
+
+
+def text_settings_of(options: LlmInferenceOptions) -> TextSettings:
+    """Return what the options say of how a model is spoken to."""
+    return TextSettings(options.tokenizer_path, options.start_token, tuple(options.stop_tokens))
+
+
+def executor_settings_of(options: LlmInferenceOptions) -> ExecutorSettings:
+    """Return what the options say of how a model is computed."""
+    return ExecutorSettings(
+        num_threads=options.num_threads or default_num_threads(),
+        weights=options.weights,
+        activation_data_type=options.activation_data_type,
+        kv_cache_dtype=options.kv_cache_dtype,
+        cache_dir=options.cache_dir,
+    )
 
 
 def max_tokens_of(wanted: int | None, built_in: int, *, has_fixed_cache: bool = False) -> int:

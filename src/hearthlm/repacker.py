@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hearthlm.errors import HearthLMError, UnsupportedModelError
 from hearthlm.formats import detect_format, task_bundle
+from hearthlm.formats.atomic_file import make_folder
 from hearthlm.formats.content import Content
 from hearthlm.formats.json_document import parse_json_object
 from hearthlm.formats.litert_model import KvCache, LiteRtModel, llm_signatures
@@ -70,7 +71,7 @@ def repack(source: StrPath, output: StrPath, progress: Callable[[float], None] |
     if ending != expected:
         raise ValueError(f"output: expected a name that ends with {expected}, as {source} is a .{kind}, got {output}")
     path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if kind == "task":
         with TaskBundle.open(source) as bundle:
             sections, notes = _sections(bundle)

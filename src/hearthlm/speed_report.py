@@ -5,19 +5,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import fspath
 from typing import Any
 
 import numpy as np
 
 from hearthlm import kernels
-from hearthlm.llm_inference import LlmInferenceOptions, max_tokens_of
+from hearthlm.llm_inference import LlmInferenceOptions, executor_settings_of, max_tokens_of, text_settings_of
 from hearthlm.machine_info import MachineLimits, measure_machine
 from hearthlm.runtime.cpu_count import default_num_threads
 from hearthlm.runtime.engine import Engine, Generation
 from hearthlm.runtime.executor import RowCost, State
-from hearthlm.runtime.language_model import ExecutorSettings, TextSettings, open_language_model
+from hearthlm.runtime.language_model import open_language_model
 from hearthlm.runtime.lora import Adapter
 from hearthlm.runtime.process_memory import peak_memory
 from hearthlm.runtime.sampler import Sampler
@@ -138,19 +138,11 @@ class _Bench:
     """Hold a loaded model of which only the token loop is used."""
 
     def __init__(self, options: LlmInferenceOptions, num_threads: int, num_tokens: int) -> None:
-        settings = ExecutorSettings(
-            num_threads=num_threads,
-            weights=options.weights,
-            activation_data_type=options.activation_data_type,
-            kv_cache_dtype=options.kv_cache_dtype,
-            cache_dir=options.cache_dir,
-        )
-        text = TextSettings(options.tokenizer_path, options.start_token, tuple(options.stop_tokens))
-        with open_language_model(options.model_path, text) as model:
+        with open_language_model(options.model_path, text_settings_of(options)) as model:
             max_tokens = max_tokens_of(num_tokens, model.context_length, has_fixed_cache=model.has_fixed_cache)
             lora = options.lora_path
             self._adapter: Adapter | None = None if lora is None else model.open_adapter(lora)
-            executor = model.new_executor(settings)
+            executor = model.new_executor(executor_settings_of(replace(options, num_threads=num_threads)))
         self.cost = executor.row_cost
         self._engine = Engine(executor, max_tokens=max_tokens, looks_up=False)
         self._generator = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import click
 import hearthlm
 from hearthlm.cli.exit_code import ExitCode
 from hearthlm.cli.group import cli
-from hearthlm.cli.options import complete_file, engine_options, max_tokens_option
+from hearthlm.cli.options import complete_file, engine_options, litert_options, max_tokens_option
 from hearthlm.cli.terminal import columns, print_json, short_number
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     help="Keys and values kept for later calls; 256 in chat, serve and Python.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@max_tokens_option("512")
+@max_tokens_option("512, or what a LiteRT model was built for")
 @engine_options
+@litert_options
 def estimate(
     model: str | None,
     sequences: int,
@@ -48,6 +49,7 @@ def estimate(
     \b
     hearthlm estimate gemma-2b-it-cpu-int4.bin --max-tokens 8192
     hearthlm estimate ./gemma-3-1b-it --sequences 16 --json
+    hearthlm estimate gemma3-1b-it-int4.task --cache-dir ~/.cache/hearthlm
     """
     from hearthlm.demo import model_path
 

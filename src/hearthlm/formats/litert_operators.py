@@ -67,8 +67,17 @@ class TensorInfo:
     def is_constant(self) -> bool:
         return self.data is not None
 
+    @property
+    def num_bytes(self) -> int:
+        return tensor_bytes(self.type, self.shape)
+
     def __str__(self) -> str:
         return f"{type_name(self.type)}{list(self.shape)}"
+
+
+def tensor_bytes(kind: int, shape: Shape) -> int:
+    """Return how many bytes a tensor of this type and shape takes."""
+    return (math.prod(shape) * BITS[kind] + 7) // 8
 
 
 def type_name(number: int) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ from hearthlm.formats.litert_operators import (
     Shape,
     TensorInfo,
     read_options,
+    tensor_bytes,
     type_name,
 )
 
@@ -58,21 +59,43 @@ _QUANTIZED = (INT8, UINT8, INT16, INT32, INT4)
 _METADATA_THAT_ACTS = ("model_control_dependencies", "debug_metadata", "buffer_location", "LiteRtStamp")
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Name one operator of a graph, and the tensors that it reads and makes; an input of -1 is left out.
+
+    `subgraph` is what computes a composite, None for any other operator.
+    """
+
+    code: int
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    subgraph: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedGraph:
+    """Say what one subgraph computes: its steps, in their order, on its tensors."""
+
+    tensors: Sequence[TensorInfo]
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    steps: Sequence[Step]
+
+
 @dataclass(frozen=True)
-class GraphSizes:
-    """Say how large a model is: its constants, and for each subgraph everything else, all in bytes."""
+class VerifiedModel:
+    """Hold the subgraphs of a model, and which of them each signature runs; constants are views of its data."""
 
-    num_operators: int
-    num_constant_bytes: int
-    num_tensor_bytes: tuple[int, ...]
+    graphs: Sequence[VerifiedGraph]
+    signatures: Mapping[str, int]
 
 
-def verify_litert_model(data: bytes | memoryview, where: str, *, num_weight_bytes: int | None = None) -> GraphSizes:
-    """Raise unless LiteRT can read and run the model in `data`, which may be mapped; `where` begins every error.
+def verify_litert_model(data: bytes | memoryview, where: str, *, num_weight_bytes: int | None = None) -> VerifiedModel:
+    """Return what the model in `data`, which may be mapped, computes, if LiteRT can read and run it.
 
-    `num_weight_bytes` is the size of the section with its weights, None where there is none: then a model that refers
-    to one is refused. Raises TruncatedFileError and CorruptFileError for bytes that contradict the format or
-    themselves, UnsupportedModelError for what may be sound and is not understood.
+    `where` begins every error. `num_weight_bytes` is the size of the section with its weights, None where there is
+    none: then a model that refers to one is refused. Raises TruncatedFileError and CorruptFileError for bytes that
+    contradict the format or themselves, UnsupportedModelError for what may be sound and is not understood.
     """
     return _Verifier(memoryview(data), where, num_weight_bytes).verify()
 
@@ -86,7 +109,7 @@ class _Graph:
     tensors: list[TensorInfo]
     inputs: Sequence[int]
     outputs: Sequence[int]
-    num_bytes: int
+    steps: list[Step]
 
 
 class _Verifier:
@@ -98,9 +121,8 @@ class _Verifier:
         self._left = len(data) // 2 + 4096  # how much is still to be looked at
         self._scales: dict[tuple[int, int, int], bool] = {}  # those looked at, and whether their zero points are 0
         self._composites: dict[int, list[int]] = {}  # the subgraphs that each uses
-        self._num_operators: list[int] = []
 
-    def verify(self) -> GraphSizes:
+    def verify(self) -> VerifiedModel:
         model = self._reader.root(IDENTIFIER)
         if (version := model.scalar(0, _UINT32)) != 3:
             raise UnsupportedModelError(f"{self._where}: expected version 3 of the schema, got {version}")
@@ -118,12 +140,9 @@ class _Verifier:
         for number, graph in enumerate(self._graphs):
             self._check_operators(graph, number)
         self._check_nesting()
-        self._check_signatures(model)
-        return GraphSizes(
-            sum(self._num_operators),
-            sum(len(found) for found in self._buffers if found is not None),
-            tuple(graph.num_bytes for graph in self._graphs),
-        )
+        signatures = self._check_signatures(model)
+        graphs = [VerifiedGraph(graph.tensors, graph.inputs, graph.outputs, graph.steps) for graph in self._graphs]
+        return VerifiedModel(graphs, signatures)
 
     def _spend(self, count: int) -> None:
         """Raise where more is looked at than the data has room for: it would be the same part again and again."""
@@ -218,12 +237,12 @@ class _Verifier:
             raise CorruptFileError(f"{where}: an input appears twice, or is a constant")
         if len(set(outputs)) != len(outputs):
             raise CorruptFileError(f"{where}: an output appears twice")
-        sizes = [_num_bytes(t.type, t.shape) for t in tensors if not t.is_constant]
+        sizes = [t.num_bytes for t in tensors if not t.is_constant]
         if max(sizes, default=0) > MAX_TENSOR_BYTES:
             raise UnsupportedModelError(
                 f"{where}: expected tensors of at most {MAX_TENSOR_BYTES} bytes, got {max(sizes)}"
             )
-        return _Graph(table, where, tensors, inputs, outputs, sum(sizes))
+        return _Graph(table, where, tensors, inputs, outputs, [])
 
     def _tensor(self, table: Table, what: str) -> TensorInfo:
         kind, shape, index = table.scalar(1, _INT8), self._integers(table, 0), table.scalar(2, _UINT32)
@@ -253,18 +272,18 @@ class _Verifier:
             raise CorruptFileError(f"{what}: external buffer {external} is out of range, there are none")
         if data is None:
             return TensorInfo(kind, shape, memoryview(b"") if is_empty else None)
-        if len(data) != _num_bytes(kind, shape):
+        if len(data) != tensor_bytes(kind, shape):
             raise CorruptFileError(
-                f"{what}: {type_name(kind)}{list(shape)} needs {_num_bytes(kind, shape)} bytes, "
+                f"{what}: {type_name(kind)}{list(shape)} needs {tensor_bytes(kind, shape)} bytes, "
                 f"its buffer has {len(data)}"
             )
         return TensorInfo(kind, shape, data)
 
     def _external_tensor(self, kind: int, shape: Shape, identifier: int, what: str) -> TensorInfo:
         length = next((n for number, n in self._external if number == identifier), None)
-        if length != _num_bytes(kind, shape):
+        if length != tensor_bytes(kind, shape):
             raise CorruptFileError(
-                f"{what}: external buffer {identifier}: expected {_num_bytes(kind, shape)} bytes, got {length}"
+                f"{what}: external buffer {identifier}: expected {tensor_bytes(kind, shape)} bytes, got {length}"
             )
         return TensorInfo(kind, shape, memoryview(b""))  # its bytes are not here, and decide about nothing
 
@@ -331,10 +350,8 @@ class _Verifier:
         for index in graph.inputs:
             known[index] = True
         self._composites[number] = []
-        count = 0
         self._spend(graph.table.count(3))
         for step, table in enumerate(graph.table.tables(3, "operator")):
-            count += 1
             index = table.scalar(0, _UINT32)
             if index >= len(self._codes):
                 raise CorruptFileError(
@@ -364,14 +381,16 @@ class _Verifier:
                 known[i] = True
             given = [None if i < 0 else graph.tensors[i] for i in inputs]
             made = [graph.tensors[i] for i in outputs]
+            subgraph = None
             if code == COMPOSITE:
-                self._composites[number].append(self._check_composite(table, given, made, where))
+                subgraph = self._check_composite(table, given, made, where)
+                self._composites[number].append(subgraph)
             else:
                 _check_call(code, table, given, made, where)
+            graph.steps.append(Step(code, inputs, outputs, subgraph))
         for i in graph.outputs:
             if not known[i] or graph.tensors[i].is_constant:
                 raise CorruptFileError(f"{graph.where}: output tensor {i} is never computed")
-        self._num_operators.append(count)
 
     def _bytes(self, table: Table, field: int) -> memoryview:
         begin, count = table.byte_range(field)
@@ -417,7 +436,7 @@ class _Verifier:
                 number, rest = path[-1]
                 if (child := next((c for c in rest if c not in steps), None)) is None:
                     path.pop()
-                    steps[number] = self._num_operators[number] + sum(steps[c] for c in self._composites[number])
+                    steps[number] = len(self._graphs[number].steps) + sum(steps[c] for c in self._composites[number])
                     if steps[number] > MAX_STEPS:
                         raise CorruptFileError(
                             f"{self._graphs[number].where}: expected at most {MAX_STEPS} steps, got {steps[number]}"
@@ -427,7 +446,9 @@ class _Verifier:
                 if len(path) > MAX_DEPTH:
                     raise CorruptFileError(f"{self._graphs[child].where}: composites more than {MAX_DEPTH} deep")
 
-    def _check_signatures(self, model: Table) -> None:
+    def _check_signatures(self, model: Table) -> dict[str, int]:
+        """Return the subgraph of each signature."""
+        signatures = {}
         for table in model.tables(7, "signature"):
             name, index = table.text(2, terminated=True), table.scalar(4, _UINT32)
             what = f"{self._where}: signature {name[:80]!r}"
@@ -444,6 +465,8 @@ class _Verifier:
                         f"{what}: its {word}s are tensors {sorted(found)[:8]}, "
                         f"those of its subgraph {sorted(known)[:8]}"
                     )
+            signatures[name] = index
+        return signatures
 
 
 def _check_call(
@@ -466,10 +489,6 @@ def _check_call(
     if [(kind, shape) for kind, shape in expected] != [(t.type, t.shape) for t in made]:
         wanted = ", ".join(f"{type_name(kind)}{list(shape)}" for kind, shape in expected)
         raise CorruptFileError(f"{where}: expected {wanted} to come out, got {_listed(made)}")
-
-
-def _num_bytes(kind: int, shape: Shape) -> int:
-    return (math.prod(shape) * BITS[kind] + 7) // 8
 
 
 def _signature(tensor: TensorInfo | None) -> tuple[int, Shape] | None:

@@ -154,6 +154,10 @@ class LiteRtLmFile:
         """Let go of the file."""
         self._file.close()
 
+    def release_pages(self) -> None:
+        """Let the system take back the memory of what has been read; what is read again comes from the file again."""
+        self._file.release_pages()
+
     def data(self, section: Section) -> memoryview:
         """Return the bytes of a section as they lie in the file."""
         return self._file.read(section.offset, section.num_bytes, section.kind)

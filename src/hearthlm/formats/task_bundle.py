@@ -133,6 +133,10 @@ class TaskBundle:
         """Let go of the file."""
         self._file.close()
 
+    def release_pages(self) -> None:
+        """Let the system take back the memory of what has been read; what is read again comes from the file again."""
+        self._file.release_pages()
+
     def entry(self, name: str) -> memoryview:
         """Return the bytes of an entry, where they lie in the file; raises KeyError if there is none of this name."""
         found = self.entries[name]

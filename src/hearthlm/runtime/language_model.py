@@ -50,6 +50,20 @@ class TextSettings:
     stop_tokens: tuple[str | int, ...] = ()
 
 
+@dataclass(frozen=True)
+class ExecutorMemory:
+    """Say what an executor takes, in bytes, beside its tokenizer and what its process takes without it.
+
+    `mapped_bytes` are pages of files, `loaded_bytes` weights in memory of their own, `cache_bytes` tells the keys and
+    values of one sequence of up to so many tokens, and `working_bytes` are everything else.
+    """
+
+    mapped_bytes: int
+    loaded_bytes: int
+    working_bytes: int
+    cache_bytes: Callable[[int], int]
+
+
 class LanguageModel(Protocol):
     """Describe an open model; what it computes with outlives it."""
 
@@ -112,6 +126,15 @@ class LanguageModel(Protocol):
 
     def new_executor(self, settings: ExecutorSettings, progress: Callable[[float], None] | None = None) -> Executor:
         """Load what computes the model; raises ValueError for a setting that does not apply to it."""
+
+    def memory(
+        self, settings: ExecutorSettings, *, max_tokens: int, num_sequences: int, looks_up: bool
+    ) -> ExecutorMemory:
+        """Return what an executor with these settings will take, without reading a weight.
+
+        `num_sequences` of up to `max_tokens` are under way at a time; `looks_up` as in `Engine`. Raises what
+        `new_executor` would raise for the model.
+        """
 
     def open_adapter(self, path: str | PathLike[str]) -> Adapter:
         """Read a LoRA adapter for this model."""

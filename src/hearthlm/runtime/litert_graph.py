@@ -75,6 +75,11 @@ class Graph(Protocol):
         """Give the model's memory back."""
 
 
+def spec_bytes(spec: TensorSpec) -> int:
+    """Return how many bytes a tensor takes that `numpy_dtype` knows the type of."""
+    return _size(spec) * _DTYPES[spec.dtype].itemsize
+
+
 def numpy_dtype(spec: TensorSpec, what: str) -> np.dtype[Any]:
     """Return the type of a tensor's values; raises UnsupportedModelError for one that no input here has."""
     if spec.dtype not in _DTYPES:
@@ -97,7 +102,7 @@ def load_graph(
     later ones. `interface` None tries both. Raises ImportError where ai-edge-litert is not installed and
     UnsupportedModelError, with what the library said, where it cannot load the model.
     """
-    _require_library()
+    load_library()
     if interface != "interpreter":
         try:
             return _CompiledGraph(source, model, num_threads, weight_cache)
@@ -111,13 +116,16 @@ def load_graph(
         raise UnsupportedModelError(f"{where}: LiteRT cannot load the model: {error}") from None
 
 
-def _require_library() -> None:
+def load_library() -> None:
+    """Import ai-edge-litert and make what all models share; raises ImportError where it is not installed."""
     try:
-        import ai_edge_litert  # noqa: F401
+        import ai_edge_litert.compiled_model  # noqa: F401
     except ImportError:
         raise ImportError(
             'LiteRT models (.task, .litertlm, .tflite) are run by ai-edge-litert: pip install "hearthlm[litert]"'
         ) from None
+    with _said():
+        _environment()
 
 
 class _LibraryError(Exception):
@@ -134,7 +142,7 @@ class _NativeBuffers:
 
     @property
     def num_bytes(self) -> int:
-        return sum(_num_bytes(spec) for spec in self._specs.values()) * (2 if self.spare else 1)
+        return sum(spec_bytes(spec) for spec in self._specs.values()) * (2 if self.spare else 1)
 
     def read(self, name: str) -> NDArray[Any]:
         spec = self._specs[name]
@@ -320,10 +328,6 @@ class _InterpretedGraph:
 
 def _size(spec: TensorSpec) -> int:
     return int(np.prod(spec.shape, dtype=np.int64))
-
-
-def _num_bytes(spec: TensorSpec) -> int:
-    return _size(spec) * _DTYPES[spec.dtype].itemsize
 
 
 @lru_cache(maxsize=1)

@@ -21,6 +21,7 @@ from hearthlm.errors import (
     UnsupportedModelError,
 )
 from hearthlm.formats import detect_format, task_bundle
+from hearthlm.formats.atomic_file import make_folder
 from hearthlm.formats.json_document import parse_json_object
 from hearthlm.formats.litert_lora import is_litert_lora
 from hearthlm.formats.litert_model import LiteRtModel, LlmSignatures, llm_signatures, read_litert_model
@@ -30,10 +31,11 @@ from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, Token
 from hearthlm.formats.mapped_file import MappedFile
 from hearthlm.formats.task_bundle import TaskBundle
 from hearthlm.models.family import PromptTemplates
-from hearthlm.runtime.language_model import ExecutorSettings, TextSettings
+from hearthlm.runtime.language_model import ExecutorMemory, ExecutorSettings, TextSettings
 from hearthlm.runtime.litert import LiteRtExecutor, checked_layout
-from hearthlm.runtime.litert_graph import load_graph
+from hearthlm.runtime.litert_graph import load_graph, load_library
 from hearthlm.runtime.litert_lora import LiteRtAdapter, open_litert_adapter
+from hearthlm.runtime.litert_memory import litert_memory
 from hearthlm.runtime.model import MAX_TEMPLATE_BYTES, special_tokens_in, template_in
 from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
 
@@ -63,6 +65,7 @@ class LiteRtLanguageModel:
     _signatures: LlmSignatures = field(repr=False)
     _data: memoryview = field(repr=False)
     _is_whole_file: bool = field(repr=False)  # the graph is a file of its own
+    _release_pages: Callable[[], None] = field(repr=False)
     _open_files: ExitStack = field(repr=False)
     _tokenizer: Tokenizer | None = field(repr=False)
 
@@ -85,12 +88,13 @@ class LiteRtLanguageModel:
                 f"{path}: tokenizer_path, start_token and stop_tokens are for a bare .tflite; this model has its own"
             )
         with ExitStack() as files:
+            file: TaskBundle | LiteRtLmFile | MappedFile
             if kind == "task":
-                found = _read_task(files.enter_context(TaskBundle.open(path)))
+                found = _read_task(file := files.enter_context(TaskBundle.open(path)))
             elif kind == "litertlm":
-                found = _read_litertlm(files.enter_context(LiteRtLmFile.open(path)))
+                found = _read_litertlm(file := files.enter_context(LiteRtLmFile.open(path)))
             else:
-                found = _read_tflite(files.enter_context(MappedFile(path)), text)
+                found = _read_tflite(file := files.enter_context(MappedFile(path)), text)
             files.callback(found.data.release)
             signatures = _as_declared(llm_signatures(found.model, found.where), found.token_axes, found.where)
             layout = checked_layout(found.model, signatures, found.where)
@@ -120,6 +124,7 @@ class LiteRtLanguageModel:
                 _signatures=signatures,
                 _data=found.data,
                 _is_whole_file=kind == "tflite",
+                _release_pages=file.release_pages,
                 _open_files=files.pop_all(),
                 _tokenizer=tokenizer,
             )
@@ -149,15 +154,14 @@ class LiteRtLanguageModel:
                     "exported"
                 )
         digest = _digest(self._data)
-        weight_cache = None
-        if settings.cache_dir is not None:
-            folder = Path(settings.cache_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            weight_cache = folder / f"{digest.hex()[:32]}-{_library_version()}.xnnpack_cache"
+        weight_cache = self._weight_cache(settings.cache_dir, digest)
+        if weight_cache is not None:
+            make_folder(weight_cache.parent)
         if progress is not None:
             progress(0.0)
         source = self.path if self._is_whole_file else bytes(self._data)
         verify_litert_model(source if isinstance(source, bytes) else self._data, self.where)
+        self._release_pages()  # the library reads its own mapping, or the copy
         graph = load_graph(
             source,
             self._model,
@@ -179,6 +183,30 @@ class LiteRtLanguageModel:
         except BaseException:
             graph.close()
             raise
+
+    def memory(
+        self, settings: ExecutorSettings, *, max_tokens: int, num_sequences: int, looks_up: bool
+    ) -> ExecutorMemory:
+        """Return what an executor with these settings will take; see `LanguageModel.memory`."""
+        load_library()  # and what it takes is the process's, from then on
+        weight_cache = self._weight_cache(settings.cache_dir, _digest(self._data))
+        found = litert_memory(
+            verify_litert_model(self._data, self.where),
+            self._model,
+            self._signatures,
+            num_bytes=len(self._data),
+            is_mapped=self._is_whole_file,
+            num_tokens=max_tokens * num_sequences,
+            has_weight_cache=None if weight_cache is None else weight_cache.exists(),
+        )
+        self._release_pages()
+        return found
+
+    def _weight_cache(self, cache_dir: str | PathLike[str] | None, digest: bytes) -> Path | None:
+        """Return the file for XNNPACK's packed weights, None where none is wanted."""
+        if cache_dir is None:
+            return None
+        return Path(cache_dir) / f"{digest.hex()[:32]}-{_library_version()}.xnnpack_cache"
 
     def open_adapter(self, path: str | PathLike[str]) -> LiteRtAdapter:
         """Read a LoRA adapter for this model; see `runtime.litert_lora.open_litert_adapter`."""

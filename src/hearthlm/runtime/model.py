@@ -32,7 +32,7 @@ from hearthlm.models.family import Family, PromptTemplates, TensorSpec
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import WeightMatrix
 from hearthlm.runtime.checkpoint_source import CheckpointSource
-from hearthlm.runtime.language_model import ExecutorSettings
+from hearthlm.runtime.language_model import ExecutorMemory, ExecutorSettings
 from hearthlm.runtime.weights import TensorSource, WeightPlacement, Weights, load_weights
 from hearthlm.tokenizers import Tokenizer, from_hugging_face, from_sentencepiece
 
@@ -185,6 +185,14 @@ class Model:
             activation_data_type=settings.activation_data_type,
             kv_cache_dtype=settings.kv_cache_dtype,
         )
+
+    def memory(
+        self, settings: ExecutorSettings, *, max_tokens: int, num_sequences: int, looks_up: bool
+    ) -> ExecutorMemory:
+        """Return what an executor with these settings will take; see `LanguageModel.memory`."""
+        from hearthlm.runtime.transformer_memory import transformer_memory
+
+        return transformer_memory(self, settings, max_tokens=max_tokens, num_sequences=num_sequences, looks_up=looks_up)
 
     def open_adapter(self, path: str | PathLike[str]) -> LoraAdapter:
         """Read a LoRA adapter for this model; see `runtime.lora.open_adapter`."""
