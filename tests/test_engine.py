@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hearthlm.errors import ContextLengthError, EngineClosedError, SessionBusyError
 from hearthlm.kernels import ThreadPool
-from hearthlm.runtime.engine import MAX_ROWS_WITH_GUESSES, PREFILL_CHUNK, Engine
+from hearthlm.runtime.engine import LONE_PREFILL_CHUNK, MAX_ROWS_WITH_GUESSES, PREFILL_CHUNK, Engine
 from hearthlm.runtime.executor import ForwardRequest
 from hearthlm.runtime.sampler import Sampler
 from hearthlm.runtime.session import Session
@@ -155,9 +155,15 @@ def wait_until_idle() -> None:
 
 def test_a_long_prompt_is_read_in_chunks_and_answered_greedily() -> None:
     executor = CountingExecutor()
-    prompt = [i % VOCAB for i in range(2 * PREFILL_CHUNK + 3)]
+    prompt = [i % VOCAB for i in range(PREFILL_CHUNK + LONE_PREFILL_CHUNK + 3)]
     assert answer(Engine(executor, max_tokens=1000), prompt, 5) == expected(prompt, 5)
-    assert executor.steps[:4] == [[PREFILL_CHUNK], [PREFILL_CHUNK], [3], [1]]
+    assert executor.steps[:4] == [[PREFILL_CHUNK], [LONE_PREFILL_CHUNK], [3], [1]]
+
+
+def test_chunks_stay_short_where_they_take_long() -> None:
+    executor = CountingExecutor(delay_s=1.1 * PREFILL_CHUNK / LONE_PREFILL_CHUNK)
+    answer(Engine(executor, max_tokens=1000), [1] * (2 * PREFILL_CHUNK + 3), 1)
+    assert executor.steps == [[PREFILL_CHUNK], [PREFILL_CHUNK], [3]]
 
 
 def test_a_stop_id_ends_the_answer_and_is_not_part_of_it() -> None:

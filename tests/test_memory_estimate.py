@@ -40,7 +40,7 @@ FORETELL = f"{BEGIN}print(json.dumps(hearthlm.estimate_memory(options, num_seque
 MEASURE = f"""{BEGIN}
 with hearthlm.LlmInference.create_from_options(options) as llm:
     vocab_size = llm.vocab_size
-    ids = [7919 * i % vocab_size for i in range(2, llm.max_tokens - 40 // sequences)]
+    ids = [7919 * i % vocab_size for i in range(2, llm.max_tokens - 40)]
     greedy = hearthlm.LlmInferenceSessionOptions(top_k=1, logit_bias=dict.fromkeys(llm.stop_ids, -1e9))
     llm.generate_batch([ids] * sequences, greedy)
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

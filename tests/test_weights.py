@@ -23,6 +23,8 @@ CONFIG = {
     "head_dim": 256,
     "torch_dtype": "float32",
 }
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 4096}
+FAMILIES: dict[bool, dict[str, object]] = {True: {}, False: {"model_type": "llama", "tie_word_embeddings": False}}
 LARGEST_MATRIX_BYTES = 32000 * 1024
 
 
@@ -66,3 +68,26 @@ print(weights.num_bytes, (kb("VmHWM") - before) << 10, (kb("VmRSS") - before) <<
     assert num_bytes > 60e6
     assert 0.9 * num_bytes < rest < num_bytes + 16e6
     assert peak < num_bytes + LARGEST_MATRIX_BYTES + 16e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_every_token_reads_is_asked_for_in_huge_pages(tmp_path: Path) -> None:
+    flags = {}
+    for tied in (True, False):
+        folder = write_checkpoint(tmp_path / str(tied), CONFIG | SIZES | FAMILIES[tied])
+        code = f"""
+from hearthlm.runtime.model import Model
+with Model.open({str(folder)!r}) as model:
+    weights = model.load_weights()
+    path = None
+    for line in open("/proc/self/smaps"):
+        if "-" in line.split(maxsplit=1)[0]:
+            path = line.split()[-1]
+        elif line.startswith("VmFlags") and path.endswith(".safetensors"):
+            print(" ".join(flag for flag in line.split() if flag in ("hg", "nh")) or "none")
+"""
+        flags[tied] = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    if "none" in flags[True]:
+        pytest.skip("this kernel has no huge pages")
+    assert set(flags[True].split()) == {"hg"}
+    assert set(flags[False].split()) == {"hg", "nh"}

@@ -32,6 +32,7 @@ from hearthlm.runtime.sampler import Sampler, TokenLogprobs, token_logprobs
 FinishReason = Literal["stop", "length", "cancelled"]
 
 PREFILL_CHUNK = 128  # rows per step for all prompts together: the bound on how late a cancel or another answer comes
+LONE_PREFILL_CHUNK = 256  # where nobody decodes meanwhile and that takes a second at most: larger ones gain nothing
 MAX_LOGIT_BYTES_PER_STEP = 32 << 20
 MAX_ROWS_WITH_GUESSES = 16  # per step, over all answers: up to here another row costs a tenth of the first
 
@@ -387,6 +388,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
         self._closed = False
+        self._rows_per_s = 0.0  # of the last step that read nothing but prompts
 
     def new_state(self, ids: Sequence[int] = (), adapter: Adapter | None = None) -> State:
         """Return a state for a text that begins with `ids`: empty, or one that has seen a part of them before."""
@@ -551,8 +553,9 @@ class Engine:
             else:
                 running.append(work)
         chosen: list[tuple[_Work, list[int]]] = []
-        budget = PREFILL_CHUNK
         num_decoding = sum(len(work.pending) == 1 for work in running)
+        can_be_long = num_decoding == 0 and self._rows_per_s >= LONE_PREFILL_CHUNK
+        budget = LONE_PREFILL_CHUNK if can_be_long else PREFILL_CHUNK
         max_guesses = MAX_ROWS_WITH_GUESSES // max(1, num_decoding) - 1
         for work in running:
             if len(work.pending) == 1:  # decoding: always taken along
@@ -566,6 +569,7 @@ class Engine:
         if not chosen:
             return running
         requests = [ForwardRequest(work.state, ids, work.wanted(len(ids))) for work, ids in chosen]
+        started = time.perf_counter()
         try:
             results = self.executor.forward(requests)
         except BaseException as error:
@@ -573,6 +577,9 @@ class Engine:
                 work.fail(error)
             failed = {id(work) for work, _ in chosen}
             return [work for work in running if id(work) not in failed]
+        num_rows = sum(len(ids) for _, ids in chosen)
+        if num_decoding == 0 and num_rows >= PREFILL_CHUNK:
+            self._rows_per_s = num_rows / (time.perf_counter() - started)
         finished = set()
         begun: list[_Work] = []
         for (work, ids), rows in zip(chosen, results, strict=True):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import WeightMatrix
-from hearthlm.runtime.engine import MAX_ROWS_WITH_GUESSES, PREFILL_CHUNK
+from hearthlm.runtime.engine import LONE_PREFILL_CHUNK, MAX_ROWS_WITH_GUESSES
 from hearthlm.runtime.kv_cache import cache_layouts
 from hearthlm.runtime.language_model import ExecutorMemory, ExecutorSettings
 from hearthlm.runtime.model import Model
-from hearthlm.runtime.weights import WeightPlacement, Weights, is_mapped
+from hearthlm.runtime.weights import WeightPlacement, Weights, chosen_placement, is_mapped
 
 _PAGES_AROUND_FAULT = 64 << 10  # bytes that Linux maps around a page of a file that is touched
 
@@ -31,7 +31,7 @@ def transformer_memory(
             looks_up=looks_up,
             is_quantized=weights.is_quantized,
         ),
-        cache_bytes=lambda num_tokens: sum(layout.max_bytes(num_tokens, PREFILL_CHUNK) for layout in layouts),
+        cache_bytes=lambda num_tokens: sum(layout.max_bytes(num_tokens, LONE_PREFILL_CHUNK) for layout in layouts),
     )
 
 
@@ -49,12 +49,13 @@ class _WeightBytes:
                     self.mapped += tensor.num_bytes
             return
         weights = model.load_weights(placement="mmap")
+        placement = chosen_placement(placement, weights.num_bytes)
         self.is_quantized = weights.layers[0].query.weight.is_quantized
         for matrix in _matrices(weights):
             for array in (matrix.data, matrix.scales, matrix.zero_points):
                 if array is None:
                     continue
-                if placement == "ram" and array is matrix.data and is_mapped(array):
+                if placement == "ram":
                     self.loaded += array.nbytes  # one after the other: their pages are given back
                     continue
                 num_bytes = array.nbytes
@@ -63,7 +64,7 @@ class _WeightBytes:
                 self.mapped += num_bytes
                 self.loaded += 0 if is_mapped(array) else array.nbytes
         vectors = weights.num_bytes - sum(matrix.num_bytes for matrix in _matrices(weights))
-        self.mapped += vectors
+        self.mapped += vectors if placement == "mmap" else 0
         self.loaded += vectors
 
 
@@ -88,7 +89,7 @@ def _working_bytes(
     is_quantized: bool,
 ) -> int:
     """Return what one step needs beside weights and cache, at most, and the tables that grow with the positions."""
-    rows = min(PREFILL_CHUNK, max_tokens) + num_sequences - 1
+    rows = min(LONE_PREFILL_CHUNK, max_tokens) + num_sequences - 1
     stream = 4 * rows * (3 * a.embedding_dim + a.query_dim)  # float32: x, its norm, what attention adds, its heads
     hidden = 4 * rows * a.hidden_dim * (2 if a.gated else 1)
     int8 = 2 * rows * a.hidden_dim if is_quantized and settings.activation_data_type != "float32" else 0  # and arranged

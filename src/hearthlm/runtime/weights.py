@@ -5,8 +5,10 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,10 +18,12 @@ from hearthlm.models.family import TensorSpec
 from hearthlm.models.params import Architecture
 from hearthlm.quantization import WeightMatrix
 from hearthlm.runtime.cpu_count import default_num_threads
+from hearthlm.runtime.process_memory import free_memory
 
 WeightPlacement = Literal["auto", "mmap", "ram"]
 
 _HUGE_PAGE_BYTES = 1 << 21
+_LEAST_COPIED_BYTES = 64 << 20
 _SAMPLE_BYTES = 512
 
 
@@ -90,6 +94,24 @@ class Weights:
         ]
 
 
+def chosen_placement(wanted: WeightPlacement, num_bytes: int) -> Literal["mmap", "ram"]:
+    """Return where weights of `num_bytes` in all are put: "auto" copies them where that is worth it.
+
+    That is where huge pages can be had, a quarter of the free memory is enough, and a cache is not.
+    """
+    if wanted != "auto":
+        return wanted
+    is_worth_it = num_bytes >= _LEAST_COPIED_BYTES and _has_huge_pages() and num_bytes <= free_memory() // 4
+    return "ram" if is_worth_it else "mmap"
+
+
+def _has_huge_pages() -> bool:
+    try:
+        return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
+
+
 def load_weights(
     architecture: Architecture,
     specs: Iterable[TensorSpec],
@@ -100,28 +122,40 @@ def load_weights(
 ) -> Weights:
     """Read every tensor of `specs` from `source`.
 
-    "mmap" keeps matrices where the source mapped them: no copy, pages are read when touched and shared between
-    processes. "ram" reads them once into memory asked for as huge pages; of the file one matrix at a time is in
-    memory. "auto" maps. `progress` receives the part
-    that is done, 0 to 1.
-    Raises TensorMismatchError naming the tensor that is missing or has another shape.
+    "mmap" keeps them where the source mapped them: no copy, pages are read when touched, as huge ones where the file's
+    system has such, and shared between processes. "ram" reads them once into memory asked for as huge pages, one at a
+    time, and lets go of the file. "auto" chooses by `chosen_placement`. `progress` receives the part that is done, 0
+    to 1. Raises TensorMismatchError naming the tensor that is missing or has another shape.
     """
     tensors: dict[str, Any] = {}
+    num_bytes = num_done = 0
+    asked: set[int] = set()
     all_specs = list(specs)
-    num_bytes = 0
-    for done, spec in enumerate(all_specs):
+
+    def report() -> None:
+        nonlocal num_done
+        num_done += 1
+        if progress is not None:
+            progress(num_done / (2 * len(all_specs)))
+
+    for spec in all_specs:
         if len(spec.shape) == 2:
-            matrix = source.matrix(spec)
-            if placement == "ram" and is_mapped(matrix.data):
-                matrix = _in_huge_pages(matrix)
-                source.release_pages()
-            tensors[spec.role] = matrix
+            matrix = tensors[spec.role] = source.matrix(spec)
             num_bytes += matrix.num_bytes
+            _ask_for_huge_pages(matrix, asked)
+            if spec.role == "embedding" and not architecture.tied_embedding:
+                _ask_for_small_pages(matrix)
         else:
             tensors[spec.role] = source.vector(spec)
             num_bytes += tensors[spec.role].nbytes
-        if progress is not None:
-            progress((done + 1) / len(all_specs))
+        report()
+    if chosen_placement(placement, num_bytes) == "ram":
+        for role, tensor in tensors.items():
+            tensors[role] = _in_memory(tensor)
+            source.release_pages()
+            report()
+    if progress is not None:
+        progress(1.0)
 
     def linear(role: str) -> LinearWeights:
         return LinearWeights(tensors[role], tensors.get(f"{role}.bias"))
@@ -197,26 +231,66 @@ def _update(digest: Digest, name: str, value: Any) -> None:
 
 def is_mapped(array: NDArray[Any]) -> bool:
     """Say whether an array lies in memory that NumPy did not allocate."""
+    return _owner(array) is not None
+
+
+def _owner(array: NDArray[Any]) -> object | None:
+    """Return what owns an array's memory, None where NumPy allocated it."""
     while isinstance(array.base, np.ndarray):
         array = array.base
-    return array.base is not None
+    return array.base.obj if isinstance(array.base, memoryview) else array.base
 
 
-def _in_huge_pages(matrix: WeightMatrix) -> WeightMatrix:
-    """Copy the data of a matrix into anonymous memory that the system may back with huge pages."""
-    if matrix.data.nbytes < _HUGE_PAGE_BYTES:
-        return replace(matrix, data=matrix.data.copy())
-    size = -(-matrix.data.nbytes // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+def _ask_for_huge_pages(matrix: WeightMatrix, asked: set[int]) -> None:
+    """Ask for the file that a matrix is mapped from in huge pages, once; pages that are cached already stay small.
+
+    Linux gives them where the file's system has large folios: before anything of them was read in small ones.
+    """
+    owner = _owner(matrix.data)
+    if hasattr(mmap, "MADV_HUGEPAGE") and isinstance(owner, mmap.mmap) and id(owner) not in asked:
+        asked.add(id(owner))
+        with suppress(OSError):  # a kernel that was built without them
+            owner.madvise(mmap.MADV_HUGEPAGE)
+
+
+def _ask_for_small_pages(matrix: WeightMatrix) -> None:
+    """Take that back for a mapped matrix of which tokens read only rows of their own."""
+    owner = _owner(matrix.data)
+    if not hasattr(mmap, "MADV_NOHUGEPAGE") or not isinstance(owner, mmap.mmap):
+        return
+    begin = matrix.data.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    first, last = -(-begin // mmap.PAGESIZE), (begin + matrix.data.nbytes) // mmap.PAGESIZE
+    if first < last:
+        with suppress(OSError):
+            owner.madvise(mmap.MADV_NOHUGEPAGE, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+
+
+def _in_memory(tensor: WeightMatrix | NDArray[np.float32]) -> WeightMatrix | NDArray[np.float32]:
+    """Copy what is mapped of a tensor, the data of a matrix into memory that the system may back with huge pages."""
+    if not isinstance(tensor, WeightMatrix):
+        return tensor.copy() if is_mapped(tensor) else tensor
+    scales, zero_points = (
+        array.copy() if array is not None and is_mapped(array) else array
+        for array in (tensor.scales, tensor.zero_points)
+    )
+    data = _in_huge_pages(tensor.data) if is_mapped(tensor.data) else tensor.data
+    return replace(tensor, data=data, scales=scales, zero_points=zero_points)
+
+
+def _in_huge_pages(values: NDArray[Any]) -> NDArray[Any]:
+    if values.nbytes < _HUGE_PAGE_BYTES:
+        return values.copy()
+    size = -(-values.nbytes // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
     if hasattr(mmap, "MAP_ANONYMOUS"):  # by default it would be shared memory, which gets no huge pages
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     else:
         memory = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    data = np.frombuffer(memory, dtype=matrix.data.dtype, count=matrix.data.size).reshape(matrix.data.shape)
+    data = np.frombuffer(memory, dtype=values.dtype, count=values.size).reshape(values.shape)
     num_parts = min(default_num_threads(), 4)
     bounds = [len(data) * i // num_parts for i in range(num_parts + 1)]
     with ThreadPoolExecutor(num_parts) as threads:  # a page fault at a time costs more than the copy
-        list(threads.map(lambda part: np.copyto(data[slice(*part)], matrix.data[slice(*part)]), pairwise(bounds)))
+        list(threads.map(lambda part: np.copyto(data[slice(*part)], values[slice(*part)]), pairwise(bounds)))
     data.flags.writeable = False
-    return replace(matrix, data=data)
+    return data
