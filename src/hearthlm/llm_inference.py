@@ -69,9 +69,9 @@ class LlmInferenceOptions:
     `max_tokens` counts prompt and answer together; None means 512, and for LiteRT models the cache that they were built
     with. `temperature` 0 or `top_k` 1 is greedy; `top_k` 0 is the whole vocabulary; where `top_k`, `top_p` or
     `temperature` is None it is what the model file says, or else 40, 1.0 or 0.8. `num_threads` None means one per
-    physical core. `weights`: "mmap" maps the file, shared with other processes; "ram" reads it once, into memory that is read faster;
-    "auto" reads it where a quarter of the free memory is enough for it. `activation_data_type`
-    None means int8 where weights are quantised; "float32" computes the same weights in float, slower.
+    physical core. `weights`: "mmap" maps the file, shared with other processes; "ram" reads it once, into memory that
+    is read faster; "auto" reads it where a quarter of the free memory is enough for it. `activation_data_type` None
+    means int8 where weights are quantised; "float32" computes the same weights in float, slower.
     `kv_cache_dtype` None means float16 for quantised weights and float32 for float ones. `num_responses` is how many
     `generate` and `generate_responses` make of one prompt, which is read once. `result_listener(increment, done)` and
     `error_listener(exception)` serve the async calls. `prefix_cache_mb` (MB) is how much of what earlier calls have
