@@ -150,6 +150,7 @@ def load_weights(
             num_bytes += tensors[spec.role].nbytes
         report()
     if chosen_placement(placement, num_bytes) == "ram":
+        source.release_pages()  # reading the head may have mapped the most of the file
         for role, tensor in tensors.items():
             tensors[role] = _in_memory(tensor)
             source.release_pages()
