@@ -6,7 +6,7 @@ namespace {
 
 // The values of the keys in sight are summed in chunks of so many absolute positions; the sums of chunks are joined in
 // their order. So chunks can be computed anywhere, and the order of sums depends on positions alone.
-constexpr int64_t kChunk = 128;
+constexpr int64_t kChunk = 256;
 constexpr int64_t kTile = 16;                       // queries that go through a chunk together
 constexpr int64_t kNear = 32;                       // keys that stay in the first cache for all of them
 constexpr int kQueries = kRegisters == 32 ? 4 : 2;  // queries in registers at a time
@@ -178,7 +178,6 @@ struct Rows {
 struct Memory {
   static constexpr int64_t kStride = kChunk + kSums;
   float *q, *sums, *mean, *scores;  // [count, width] three times, [count, kStride]
-  Mean means[kTile];
 
   Memory(const Job& job, int worker) {
     int64_t rows = job.tile_rows * job.tile_heads * job.width;
@@ -394,6 +393,7 @@ void attend_chunk(const Job& job, const Tile& tile, int64_t chunk, const Memory&
   score_keys(job, tile, rows, all, memory);
   for (int64_t i = 0; i < tile.count; i++) {
     Range range = range_of(tile, i, chunk);
+    means[i] = {-__builtin_inff(), 0};
     if (range.begin >= range.end) continue;
     means[i] = soften(job.options, range, chunk * kChunk, tile.head + i % tile.heads,
                       has_scale<T> ? rows.scales : nullptr, memory.scores + i * Memory::kStride);
@@ -423,11 +423,6 @@ void join(Mean& mean, float* sums, const Mean& next, const float* next_sums, int
   mean.highest = highest;
 }
 
-void start(Mean& mean, float* sums, int64_t width) {
-  mean = {-__builtin_inff(), 0};
-  memset(sums, 0, static_cast<size_t>(width) * sizeof(float));
-}
-
 void write(const Job& job, const Tile& tile, int64_t query, const Mean& mean, const float* sums) {
   int64_t head_dim = job.cache.head_dim, c = 0;
   int64_t row = tile.row + query / tile.heads, head = tile.head + query % tile.heads;
@@ -453,15 +448,15 @@ void attend_tiles(const void* context, int64_t begin, int64_t end, int worker) {
   for (int64_t index = begin; index < end; index++) {
     Tile tile = tile_of(job, job.tiles - 1 - index);  // the longest first
     copy_queries(job, tile, memory.q);
-    Mean means[kTile];
-    for (int64_t i = 0; i < tile.count; i++) start(means[i], memory.mean + i * job.width, job.width);
-    int64_t last_chunk = tile.last(tile.count - 1) / kChunk;
-    for (int64_t chunk = tile.first(0) / kChunk; chunk <= last_chunk; chunk++) {
-      attend_chunk<T>(job, tile, chunk, memory, memory.means, memory.sums);
+    Mean means[kTile], next[kTile];
+    int64_t chunk = tile.first(0) / kChunk, last_chunk = tile.last(tile.count - 1) / kChunk;
+    attend_chunk<T>(job, tile, chunk, memory, means, memory.mean);
+    while (chunk++ < last_chunk) {
+      attend_chunk<T>(job, tile, chunk, memory, next, memory.sums);
       for (int64_t i = 0; i < tile.count; i++) {
         Range range = range_of(tile, i, chunk);
         if (range.begin >= range.end) continue;
-        join(means[i], memory.mean + i * job.width, memory.means[i], memory.sums + i * job.width, job.width);
+        join(means[i], memory.mean + i * job.width, next[i], memory.sums + i * job.width, job.width);
       }
     }
     for (int64_t i = 0; i < tile.count; i++) write(job, tile, i, means[i], memory.mean + i * job.width);
@@ -492,30 +487,29 @@ void attend_chunks(const void* context, int64_t begin, int64_t end, int worker) 
   }
 }
 
-void join_chunks(const void* context, int64_t begin, int64_t end, int worker) {
+void join_chunks(const void* context, int64_t begin, int64_t end, int) {
   const Job& job = *static_cast<const Job*>(context);
-  Memory memory(job, worker);
   for (int64_t index = begin; index < end; index++) {
     Tile tile = tile_of(job, index);
     int64_t first_chunk = tile.first(0) / kChunk;
     for (int64_t i = 0; i < tile.count; i++) {
-      Mean mean;
-      start(mean, memory.mean, job.width);
-      for (int64_t chunk = tile.first(i) / kChunk; chunk <= tile.last(i) / kChunk; chunk++) {
-        const float* partial = partial_of(job, index, chunk - first_chunk);
-        Mean next = reinterpret_cast<const Mean*>(partial)[i];
-        join(mean, memory.mean, next, partial + 2 * tile.count + i * job.width, job.width);
+      int64_t chunk = tile.first(i) / kChunk, last_chunk = tile.last(i) / kChunk;
+      float* partial = partial_of(job, index, chunk - first_chunk);
+      Mean mean = reinterpret_cast<Mean*>(partial)[i];
+      float* sums = partial + 2 * tile.count + i * job.width;
+      while (chunk++ < last_chunk) {
+        const float* next = partial_of(job, index, chunk - first_chunk);
+        join(mean, sums, reinterpret_cast<const Mean*>(next)[i], next + 2 * tile.count + i * job.width, job.width);
       }
-      write(job, tile, i, mean, memory.mean);
+      write(job, tile, i, mean, sums);
     }
   }
 }
 
 template <class T>
-void attend(Job& job, int64_t keys) {
-  int64_t threads = job.pool.threads();
+void attend(const Job& job, int64_t keys) {
   int64_t tile_work = keys * job.cache.head_dim * job.tile_rows * job.tile_heads;
-  if (threads == 1 || job.tiles >= 4 * threads || job.tiles % threads == 0 || keys <= kChunk) {
+  if (!job.partials) {
     job.pool.run(job.tiles, (1 << 15) / (tile_work + 1) + 1, attend_tiles<T>, &job);
     return;
   }
@@ -524,32 +518,40 @@ void attend(Job& job, int64_t keys) {
 }
 
 void attention(const float* queries, const Cache& cache, const AttentionOptions& options, float* y, ThreadPool& pool) {
-  if (cache.row_begin[cache.sequences] == 0) return;
-  Job job{queries, cache, options, y, pool, round_up(cache.head_dim, kLanes), 1, 1, 1, nullptr, 0, 0, nullptr};
-  int64_t group = options.heads / cache.kv_heads;
-  job.head_tiles = (group + kTile - 1) / kTile;
-  job.tile_heads = (group + job.head_tiles - 1) / job.head_tiles;
+  int64_t all_rows = cache.row_begin[cache.sequences], threads = pool.threads();
+  if (all_rows == 0) return;
   int64_t keys = 1, longest = 1;  // in sight of one row, rows of a sequence
   for (int64_t i = 0; i < cache.sequences; i++) {
     int64_t rows = cache.row_begin[i + 1] - cache.row_begin[i];
     keys = max_of<int64_t>(keys, cache.first_positions[i] + rows);
     longest = max_of(longest, rows);
   }
-  job.tile_rows = min_of(longest, max_of<int64_t>(1, kTile / job.tile_heads));
   if (options.window) keys = min_of(keys, options.window);
-  // With a window the keys of a tile may begin and end within a chunk.
-  job.chunks = (keys + job.tile_rows - 1 + kChunk - 1) / kChunk + (options.window ? 1 : 0);
+  int64_t group = options.heads / cache.kv_heads, head_tiles = (group + kTile - 1) / kTile;
+  if (keys <= kChunk && longest == 1) {  // too few keys for all threads: these share the heads
+    while (head_tiles < group && all_rows * cache.kv_heads * head_tiles < threads) head_tiles++;
+  }
+  Job job{queries, cache, options, y, pool, round_up(cache.head_dim, kLanes), 1, 1, 1, nullptr, 0, 0, nullptr};
+  job.tile_heads = (group + head_tiles - 1) / head_tiles;
+  job.head_tiles = (group + job.tile_heads - 1) / job.tile_heads;
+  job.tile_rows = min_of(longest, max_of<int64_t>(1, kTile / job.tile_heads));
   int64_t row_tiles = 0;
   for (int64_t i = 0; i < cache.sequences; i++) {
     row_tiles += (cache.row_begin[i + 1] - cache.row_begin[i] + job.tile_rows - 1) / job.tile_rows;
   }
   job.tiles = row_tiles * cache.kv_heads * job.head_tiles;
-  int64_t head = round_up((cache.sequences + 1) * 8, 64);
-  bool is_apart = pool.threads() > 1 && job.tiles < 4 * pool.threads();
-  int64_t partials = job.tiles * job.chunks * job.tile_rows * job.tile_heads * (job.width + 2) * 4;
-  auto* shared = static_cast<char*>(pool.scratch(0, kSharedSlot, head + (is_apart ? partials : 0)));
+  // With a window the keys of a tile may begin and end within a chunk.
+  job.chunks = options.window ? (keys + job.tile_rows + kChunk - 2) / kChunk + 1 : (keys + kChunk - 1) / kChunk;
+
+  // Chunks are computed apart where whole tiles would not keep all threads busy.
+  bool is_even = cache.sequences == 1 && job.tiles % threads == 0;
+  bool is_apart = threads > 1 && keys > kChunk && job.tiles < 4 * threads && !is_even;
+  int64_t partial_size = job.tile_rows * job.tile_heads * (job.width + 2) * 4;
+  int64_t begin_size = round_up((cache.sequences + 1) * 8, 64);
+  int64_t size = begin_size + (is_apart ? job.tiles * job.chunks * partial_size : 0);
+  auto* shared = static_cast<char*>(pool.scratch(0, kSharedSlot, size));
+  if (is_apart) job.partials = reinterpret_cast<float*>(shared + begin_size);
   job.tile_begin = reinterpret_cast<int64_t*>(shared);
-  job.partials = reinterpret_cast<float*>(shared + head);
   job.tile_begin[0] = 0;
   for (int64_t i = 0; i < cache.sequences; i++) {
     int64_t rows = cache.row_begin[i + 1] - cache.row_begin[i];

@@ -177,10 +177,18 @@ inline Vec load_half_first(const uint16_t* p, int64_t n) {
 
 // int8 to float32.
 inline Vec load_bytes(const int8_t* p) {
-  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-  Bytes bytes;
-  memcpy(&bytes, p, kLanes);
-  return __builtin_convertvector(bytes, Vec);
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#elif HEARTHLM_NEON
+  int32_t four;
+  memcpy(&four, p, sizeof four);
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+#else
+  IntVec lanes = {p[0], p[1], p[2], p[3]};
+  return __builtin_convertvector(lanes, Vec);
+#endif
 }
 
 inline Vec load_bytes_first(const int8_t* p, int64_t n) {

@@ -313,7 +313,7 @@ def attention_cases(rng: np.random.Generator, pool: ThreadPool) -> Iterator[Case
                 rows = [(0, 3, 23), (1, 0, 1), (2, 36, 40)]
                 yield attention_case(rng, pool, rows, heads, kv_heads, HEAD_DIM, 5, dtype, soft_cap, window, bias)
         for window in (0, 150):  # several chunks of positions, together and apart
-            rows = [(0, 120, 141), (1, 299, 300)]
+            rows = [(0, 250, 271), (1, 299, 300)]
             yield attention_case(rng, pool, rows, 3, 1, HEAD_DIM, 16, dtype, 0.0, window, False)
             yield attention_case(rng, pool, [(0, 399, 400)], 4, 1, HEAD_DIM, 64, dtype, 0.0, window, True)
     for head_dim in [*range(1, 70), 80, 128, 256]:
