@@ -126,7 +126,7 @@ inline float sum_of(Vec v) {
 // In every 2 * half lanes: first what `sum_of` makes of those of x when it halves them, then the same of y.
 template <int half, int... lane>
 inline Vec fold(Vec x, Vec y, std::integer_sequence<int, lane...>) {
-  // Own halves by a blend, the others by a shuffle, of which there is one at a time.
+  // One operand stays in its lanes: a blend where a CPU has one, and half of the shuffles.
   Vec own = __builtin_shufflevector(x, y, (lane % (2 * half) < half ? lane : kLanes + lane)...);
   Vec other = __builtin_shufflevector(x, y, (lane % (2 * half) < half ? lane + half : kLanes + lane - half)...);
   return own + other;
