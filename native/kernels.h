@@ -4,10 +4,10 @@
 // set, with HEARTHLM_TARGET naming a namespace; `find_kernels` picks a table at run time. Arrays are dense and
 // row-major, with no alignment beyond that of their elements, and nothing outside of them is read.
 //
-// Order of sums: the lanes and accumulators of a float sum are fixed by the length summed alone, so results do not
-// depend on rows per call, threads or batch. They differ between instruction sets, except for `quantize_rows`,
-// `linear_int8`, `embed_rows`, `rope`, `add`, `kv_append`, `top_k` and `round_compensated`, whose results are the same
-// everywhere.
+// Order of sums: the lanes and accumulators of a float sum are fixed by the length summed alone, in attention by the
+// absolute positions, so results do not depend on rows per call, threads or batch. They differ between instruction
+// sets, except for `quantize_rows`, `linear_int8`, `embed_rows`, `rope`, `add`, `kv_append`, `top_k` and
+// `round_compensated`, whose results are the same everywhere.
 #pragma once
 
 #include <stdint.h>
