@@ -141,13 +141,14 @@ NB_MODULE(_native, m) {
           "__init__",
           [](CacheView* self, In<int32_t> row_begin, In<int32_t> first_positions, In<uint64_t> addresses,
              In<int32_t> block_begin, int64_t block_size, int64_t layers, int64_t kv_heads, int64_t head_dim,
-             bool is_half) {
+             int type) {
             Cache cache{row_begin.data(), first_positions.data(), addresses.data(), block_begin.data(),
-                        static_cast<int64_t>(first_positions.size()), block_size, kv_heads, head_dim, 0, is_half};
+                        static_cast<int64_t>(first_positions.size()), block_size, kv_heads, head_dim, 0,
+                        static_cast<CacheType>(type)};
             new (self) CacheView{row_begin, first_positions, addresses, block_begin, cache, layers};
           },
           "row_begin"_a.noconvert(), "first_positions"_a.noconvert(), "addresses"_a.noconvert(),
-          "block_begin"_a.noconvert(), "block_size"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "is_half"_a)
+          "block_begin"_a.noconvert(), "block_size"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "type"_a)
       .def("fits",
            [](const CacheView& view, int64_t layer, int64_t kv_heads, int64_t head_dim) {
              return 0 <= layer && layer < view.layers && kv_heads == view.cache.kv_heads &&

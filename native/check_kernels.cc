@@ -219,9 +219,11 @@ void attention(Call& c) {
   AttentionOptions options{c.number(0), c.real(1), c.real(2), c.number(3), c.floats(3), c.number(4)};
   Cache cache{};
   cache.sequences = c.number(5), cache.block_size = c.number(6), cache.kv_heads = c.number(7);
-  cache.head_dim = c.number(8), cache.layer = c.number(9), cache.is_half = c.number(11) != 0;
+  cache.head_dim = c.number(8), cache.layer = c.number(9), cache.type = static_cast<CacheType>(c.number(11));
   cache.block_begin = c.in<int32_t>(8);
-  int64_t block_bytes = c.number(10) * 2 * cache.kv_heads * cache.block_size * cache.head_dim * (cache.is_half ? 2 : 4);
+  int64_t row_bytes = cache.head_dim * (cache.type == CacheType::kFloat16 ? 2 : 4);
+  if (cache.type == CacheType::kInt8) row_bytes = cache.head_dim + static_cast<int64_t>(sizeof(float));
+  int64_t block_bytes = c.number(10) * 2 * cache.kv_heads * cache.block_size * row_bytes;
   std::vector<uint64_t> addresses;
   for (int32_t i = 0; i < cache.block_begin[cache.sequences]; i++) {
     addresses.push_back(reinterpret_cast<uint64_t>(c.out<char>(0) + i * block_bytes));

@@ -4,10 +4,10 @@
 // set, with HEARTHLM_TARGET naming a namespace; `find_kernels` picks a table at run time. Arrays are dense and
 // row-major, with no alignment beyond that of their elements, and nothing outside of them is read.
 //
-// Order of sums: the lanes and accumulators of a float sum are fixed by the length summed alone, so results do not
-// depend on rows per call, threads or batch. They differ between instruction sets, except for `quantize_rows`,
-// `linear_int8`, `embed_rows`, `rope`, `add`, `kv_append`, `top_k` and `round_compensated`, whose results are the same
-// everywhere.
+// Order of sums: the lanes and accumulators of a float sum are fixed by the length summed alone, in attention by the
+// absolute positions, so results do not depend on rows per call, threads or batch. They differ between instruction
+// sets, except for `quantize_rows`, `linear_int8`, `embed_rows`, `rope`, `add`, `kv_append`, `top_k` and
+// `round_compensated`, whose results are the same everywhere.
 #pragma once
 
 #include <stdint.h>
@@ -27,15 +27,18 @@ struct Matrix {
   const float* zero_points;  // [rows] or null
 };
 
-// The rows of a call grouped by sequence, and their cache blocks, see cache_batch.py.
+enum class CacheType : int32_t { kFloat32, kFloat16, kInt8 };
+
+// The rows of a call grouped by sequence, and their cache blocks, see cache_batch.py. The rows of an int8 block are
+// head_dim bytes and the 4 of a float, their scale.
 struct Cache {
   const int32_t* row_begin;        // [sequences + 1]
   const int32_t* first_positions;  // [sequences]
-  const uint64_t* addresses;       // [block_begin[sequences]], of blocks [layers, 2, kv_heads, block_size, head_dim]
+  const uint64_t* addresses;       // [block_begin[sequences]], of blocks [layers, 2, kv_heads, block_size, row]
   const int32_t* block_begin;      // [sequences + 1]
   int64_t sequences, block_size, kv_heads, head_dim;
   int64_t layer;
-  bool is_half;                    // float16, else float32
+  CacheType type;
 };
 
 struct AttentionOptions {
@@ -92,7 +95,8 @@ struct Kernels {
   // x = cap * tanh(x / cap) over `size` elements.
   void (*soft_cap)(float* x, int64_t size, float cap, ThreadPool& pool);
 
-  // Stores keys, values [m, kv_heads, head_dim] at the positions of the batch's rows; float16 rounds half to even.
+  // Stores keys, values [m, kv_heads, head_dim] at the positions of the batch's rows: float16 rounds half to even,
+  // int8 as quantize_rows does.
   void (*kv_append)(const float* keys, const float* values, const Cache& cache);
 
   // Causal attention of queries [m, heads, head_dim] over the cache, see interface.py.

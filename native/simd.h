@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <utility>
+
 #if defined(__aarch64__) && !defined(HEARTHLM_PORTABLE)
 #define HEARTHLM_NEON 1
 #else
@@ -121,6 +123,27 @@ inline float sum_of(Vec v) {
 #endif
 }
 
+// In every 2 * half lanes: first what `sum_of` makes of those of x when it halves them, then the same of y.
+template <int half, int... lane>
+inline Vec fold(Vec x, Vec y, std::integer_sequence<int, lane...>) {
+  // One operand stays in its lanes: a blend where a CPU has one, and half of the shuffles.
+  Vec own = __builtin_shufflevector(x, y, (lane % (2 * half) < half ? lane : kLanes + lane)...);
+  Vec other = __builtin_shufflevector(x, y, (lane % (2 * half) < half ? lane + half : kLanes + lane - half)...);
+  return own + other;
+}
+
+// Lane i is sum_of(v[i]), bit for bit, at a quarter of the instructions. Overwrites v.
+template <int half = kLanes / 2>
+inline Vec sums_of(Vec* v) {
+  if constexpr (half == 0) {
+    return v[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; i++) v[i] = fold<half>(v[i], v[i + half], std::make_integer_sequence<int, kLanes>());
+    return sums_of<half / 2>(v);
+  }
+}
+
 inline float max_lane(Vec v) {
   float highest = v[0];
   for (int i = 1; i < kLanes; i++) highest = max_of(highest, static_cast<float>(v[i]));
@@ -152,6 +175,28 @@ inline Vec load_half_first(const uint16_t* p, int64_t n) {
   return load_half(lanes);
 }
 
+// int8 to float32.
+inline Vec load_bytes(const int8_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#elif HEARTHLM_NEON
+  int32_t four;
+  memcpy(&four, p, sizeof four);
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+#else
+  IntVec lanes = {p[0], p[1], p[2], p[3]};
+  return __builtin_convertvector(lanes, Vec);
+#endif
+}
+
+inline Vec load_bytes_first(const int8_t* p, int64_t n) {
+  int8_t lanes[kLanes] = {};
+  memcpy(lanes, p, static_cast<size_t>(n));
+  return load_bytes(lanes);
+}
+
 // float32 to float16, half to even; beyond the range is infinity.
 inline uint16_t to_half(float value) {
   uint32_t bits;
@@ -180,6 +225,25 @@ inline void store_half(uint16_t* p, Vec v) {
 #else
   for (int i = 0; i < kLanes; i++) p[i] = to_half(v[i]);
 #endif
+}
+
+// q [n] = half to even of x / scale for finite x; returns the scale, max|x| / 127, or 0 where its inverse overflows.
+inline float quantize_row(const float* x, int64_t n, int8_t* q) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  Vec bounds{};
+  int64_t c = 0;
+  for (; c + kLanes <= n; c += kLanes) bounds = max_of(abs_of(load(x + c)), bounds);
+  if (c < n) bounds = max_of(abs_of(load_first(x + c, n - c)), bounds);
+  float bound = max_lane(bounds), inverse = 127.0f / bound;
+  bool is_zero = inverse == __builtin_inff();
+  if (is_zero) inverse = 0;
+  for (c = 0; c < n; c += kLanes) {
+    int64_t count = min_of<int64_t>(kLanes, n - c);
+    Vec v = count == kLanes ? load(x + c) : load_first(x + c, count);
+    Bytes bytes = __builtin_convertvector(round_to_int(v * inverse), Bytes);
+    memcpy(q + c, &bytes, static_cast<size_t>(count));
+  }
+  return is_zero ? 0.0f : bound / 127.0f;
 }
 
 // e^v within 2 units in the last place, 0 below -87.33, infinity above 88.72.

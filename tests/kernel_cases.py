@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm.kernels import BlockTable, CacheBatch, LoraFactors, LoraRows, QuantizedRows, ThreadPool, reference
+from hearthlm.kernels.cache_batch import CACHE_DTYPES, row_length
 from hearthlm.kernels.interface import Activation, Floats
 from hearthlm.quantization import WeightMatrix, WeightType, float32_to_bfloat16, pack_int4
 
@@ -27,6 +28,7 @@ INTEGER_TYPES: tuple[WeightType, ...] = ("int8", "int4")
 ALL_TYPES = FLOAT_TYPES + INTEGER_TYPES
 ACTIVATIONS: tuple[Activation, ...] = ("gelu_tanh", "gelu", "silu", "relu")
 HEAD_DIM = 40
+CACHE_TYPES = tuple(dtype.name for dtype in CACHE_DTYPES)
 
 
 def floats(rng: np.random.Generator, *shape: int) -> Floats:
@@ -80,9 +82,11 @@ class Sequences:
         self, lengths: list[int], kv_heads: int, head_dim: int = HEAD_DIM, block_size: int = 5, dtype: str = "float32"
     ) -> None:
         self.block_size, self.dtype = block_size, np.dtype(dtype)
+        shape = (2, 2, kv_heads, block_size, row_length(head_dim, self.dtype))
+        # Not a number, nor is the scale of a row of int8.
+        empty = np.full(shape, -1 if self.dtype == np.int8 else np.nan, self.dtype)
         self.blocks: list[list[NDArray[Any] | None]] = [
-            [np.full((2, 2, kv_heads, block_size, head_dim), np.nan, self.dtype) for _ in range(-(-n // block_size))]
-            for n in lengths
+            [empty.copy() for _ in range(-(-n // block_size))] for n in lengths
         ]
 
     def every_block(self) -> list[NDArray[Any]]:
@@ -294,7 +298,7 @@ def attention_case(
     y = reference.attention(q, batch, 1, kv_heads, head_dim**-0.5, soft_cap, window, key_bias, pool)
     stride = max(lengths) + 1 if bias else 0
     numbers = [heads, head_dim**-0.5, soft_cap, window, stride, len(rows), block_size, kv_heads, head_dim, 1, 2]
-    numbers.append(dtype == "float16")
+    numbers.append(CACHE_DTYPES.index(np.dtype(dtype)))
     inputs: list[NDArray[Any]] = [q, keys, values, NOTHING if key_bias is None else key_bias]
     inputs += [everything.row_begin, everything.first_positions, batch.row_begin, batch.first_positions]
     inputs += [batch.block_begin]
@@ -303,13 +307,17 @@ def attention_case(
 
 
 def attention_cases(rng: np.random.Generator, pool: ThreadPool) -> Iterator[Case]:
-    for dtype in ("float32", "float16"):
-        for heads, kv_heads in ((4, 4), (6, 2), (9, 1), (1, 1)):
+    for dtype in CACHE_TYPES:
+        for heads, kv_heads in ((4, 4), (6, 2), (9, 1), (1, 1), (20, 1)):
             for soft_cap, window, bias in ((0.0, 0, False), (2.0, 0, True), (0.0, 7, True), (5.0, 1, False)):
                 rows = [(0, 3, 23), (1, 0, 1), (2, 36, 40)]
                 yield attention_case(rng, pool, rows, heads, kv_heads, HEAD_DIM, 5, dtype, soft_cap, window, bias)
+        for window in (0, 150):  # several chunks of positions, together and apart
+            rows = [(0, 250, 271), (1, 299, 300)]
+            yield attention_case(rng, pool, rows, 3, 1, HEAD_DIM, 16, dtype, 0.0, window, False)
+            yield attention_case(rng, pool, [(0, 399, 400)], 4, 1, HEAD_DIM, 64, dtype, 0.0, window, True)
     for head_dim in [*range(1, 70), 80, 128, 256]:
-        dtype = ["float32", "float16"][head_dim % 2]
+        dtype = CACHE_TYPES[head_dim % 3]
         yield attention_case(rng, pool, [(0, 0, 9)], 3, 1, head_dim, 1 + head_dim % 16, dtype, 0.0, 0, False)
 
 

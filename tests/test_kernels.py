@@ -16,6 +16,7 @@ import pytest
 from kernel_cases import (
     ACTIVATIONS,
     ALL_TYPES,
+    CACHE_TYPES,
     FLOAT_TYPES,
     HEAD_DIM,
     INTEGER_TYPES,
@@ -303,8 +304,8 @@ def test_not_a_number_stays_one_and_infinity_saturates(k: Kernels, pool: ThreadP
 # ---- Attention ----
 
 
-@pytest.mark.parametrize("cache_dtype", ["float32", "float16"])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (9, 1), (1, 1)])
+@pytest.mark.parametrize("cache_dtype", CACHE_TYPES)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (9, 1), (1, 1), (20, 1)])
 @pytest.mark.parametrize(
     ("soft_cap", "window", "bias"), [(0.0, 0, False), (2.0, 0, True), (0.0, 7, True), (5.0, 1, False)]
 )
@@ -331,18 +332,37 @@ def test_attention_is_close_to_the_reference(
 
 def test_attention_takes_every_head_size_and_block_size(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
     for head_dim in [*range(1, 70), 80, 96, 128, 256]:
-        sequences = Sequences(
-            [9], 1, head_dim, block_size=1 + head_dim % 16, dtype=["float32", "float16"][head_dim % 2]
-        )
-        batch = sequences.batch([(0, 0, 9)])
-        q, keys, values = (floats(rng, 9, h, head_dim) for h in (3, 1, 1))
-        k.kv_append(keys, values, batch, 0)
-        arguments = (batch, 0, 1, head_dim**-0.5, 0.0, 0, None, pool)
-        assert_close(k.attention(q, *arguments), reference.attention(q, *arguments), 2e-6)
+        for dtype in CACHE_TYPES:
+            sequences = Sequences([9], 1, head_dim, block_size=1 + head_dim % 16, dtype=dtype)
+            batch = sequences.batch([(0, 0, 9)])
+            q, keys, values = (floats(rng, 9, h, head_dim) for h in (3, 1, 1))
+            k.kv_append(keys, values, batch, 0)
+            arguments = (batch, 0, 1, head_dim**-0.5, 0.0, 0, None, pool)
+            assert_close(k.attention(q, *arguments), reference.attention(q, *arguments), 2e-6)
+
+
+@pytest.mark.parametrize("cache_dtype", CACHE_TYPES)
+@pytest.mark.parametrize("window", [0, 200])
+def test_attention_over_many_keys_is_close_to_the_reference_and_the_same_in_pieces(
+    k: Kernels, rng: np.random.Generator, cache_dtype: str, window: int
+) -> None:
+    sequences = Sequences([420, 300], 1, dtype=cache_dtype, block_size=64)
+    q, keys, values = (floats(rng, 720, h, HEAD_DIM) for h in (3, 1, 1))
+    with ThreadPool(1) as one, ThreadPool(3) as three:
+        everything = sequences.batch([(0, 0, 420), (1, 0, 300)])
+        k.kv_append(keys, values, everything, 1)
+        whole = k.attention(q, everything, 1, 1, 0.3, 0.0, window, None, three)
+        assert_close(whole, reference.attention(q, everything, 1, 1, 0.3, 0.0, window, None, one), 2e-6)
+        for first, end in ((419, 420), (256, 257), (255, 257), (250, 261), (383, 420)):
+            for pool in (one, three):
+                batch = sequences.batch([(0, first, end), (1, 299, 300)])
+                rows = np.concatenate([q[first:end], q[719:]])
+                y = k.attention(rows, batch, 1, 1, 0.3, 0.0, window, None, pool)
+                assert_same_bits(y, np.concatenate([whole[first:end], whole[719:]]))
 
 
 def test_appended_keys_and_values_equal_the_reference_bit_for_bit(k: Kernels, rng: np.random.Generator) -> None:
-    for dtype in ("float32", "float16"):
+    for dtype in CACHE_TYPES:
         for head_dim in range(1, 40):
             got, expected = (Sequences([7, 3], 2, head_dim, dtype=dtype) for _ in range(2))
             keys, values = (floats(rng, 6, 2, head_dim) * np.float32(10.0 ** rng.integers(-9, 6)) for _ in range(2))
@@ -366,7 +386,7 @@ def test_float16_cache_rounds_half_to_even_at_every_exponent(k: Kernels, rng: np
         assert_same_bits(block[0, 1, 0, 0], x[0, 0].astype(np.float16))
 
 
-@pytest.mark.parametrize("cache_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("cache_dtype", CACHE_TYPES)
 @pytest.mark.parametrize("window", [0, 6])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(5, 1), (4, 2), (3, 3)])
 def test_attention_does_not_depend_on_chunks_batch_threads_or_block_size(
@@ -418,8 +438,11 @@ def test_a_dropped_block_is_not_touched_and_refused_when_in_sight(
             kernel.kv_append(keys, keys, sequences.batch([(0, 0, 20)]), 0)
 
 
-def test_keys_after_the_query_are_not_read(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
-    sequences = Sequences([10], 1)  # not a number wherever nothing was appended
+@pytest.mark.parametrize("cache_dtype", CACHE_TYPES)
+def test_keys_after_the_query_are_not_read(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator, cache_dtype: str
+) -> None:
+    sequences = Sequences([10], 1, dtype=cache_dtype)  # not a number wherever nothing was appended
     keys = floats(rng, 6, 1, HEAD_DIM)
     batch = sequences.batch([(0, 0, 6)])
     k.kv_append(keys, keys, batch, 0)
@@ -427,10 +450,28 @@ def test_keys_after_the_query_are_not_read(k: Kernels, pool: ThreadPool, rng: np
     assert np.all(np.isfinite(y))
 
 
+@pytest.mark.parametrize("window", [0, 5])
+def test_a_value_out_of_sight_that_is_infinite_changes_nothing(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator, window: int
+) -> None:
+    sequences = Sequences([30], 1)
+    q, keys, values = (floats(rng, 30, h, HEAD_DIM) for h in (2, 1, 1))
+    batch = sequences.batch([(0, 0, 30)])
+    k.kv_append(keys, values, batch, 0)
+    expected = k.attention(q, batch, 0, 1, 1.0, 0.0, window, None, pool)
+    keys[20], values[20] = np.nan, np.inf
+    k.kv_append(keys, values, batch, 0)
+    got = k.attention(q, batch, 0, 1, 1.0, 0.0, window, None, pool)
+    sees = (np.arange(30) >= 20) & (np.arange(30) < (20 + window if window else 30))
+    assert_same_bits(got[~sees], expected[~sees])
+    assert np.all(np.isnan(got[sees]))
+
+
 def test_a_cache_batch_that_contradicts_itself_is_refused() -> None:
     block = np.zeros((2, 2, 1, 5, HEAD_DIM), np.float32)
     cases: list[tuple[list[Any], int, str, str]] = [
-        ([block], 5, "float64", "dtype: expected float32 or float16"),
+        ([block], 5, "float64", "dtype: expected float32, float16 or int8"),
+        ([block[..., :4].astype(np.int8)], 5, "int8", "rows of 5 bytes or more"),
         ([block], 0, "float32", "block_size"),
         ([block], 4, "float32", "block: expected .num_layers, 2, kv_heads, 4, head_dim"),
         ([block[0]], 5, "float32", "block: expected .num_layers"),

@@ -39,6 +39,15 @@ def test_memory_grows_block_by_block() -> None:
     assert len(cache.blocks) == 2
 
 
+def test_int8_rows_take_a_byte_for_each_value_and_four_for_the_scale() -> None:
+    group = CacheLayout(num_layers=2, num_kv_heads=3, head_dim=10, dtype=np.dtype(np.int8), window=None)
+    cache = BlockCache(group)
+    cache.reserve(0, 2 * BLOCK_SIZE)
+    assert cache.num_bytes == group.max_bytes(2 * BLOCK_SIZE, 1) == 2 * BLOCK_SIZE * 2 * 2 * 3 * (10 + 4)
+    assert cache.table.block_shape == (2, 2, 3, BLOCK_SIZE, 14)
+    assert cache.save(70).shape == (2, 2, 3, 70, 14)
+
+
 def test_a_fork_shares_blocks_until_either_side_writes() -> None:
     first = BlockCache(layout())
     fill(first, 0, BLOCK_SIZE + 10, 1.0)

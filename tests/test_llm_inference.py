@@ -305,10 +305,9 @@ def test_a_session_option_out_of_range_is_refused_by_name(wrong: dict[str, Any])
         LlmInferenceSessionOptions(**wrong)
 
 
-@pytest.mark.parametrize("unbuilt", [{"preferred_backend": "gpu"}, {"kv_cache_dtype": "int8"}])
-def test_an_option_that_is_not_built_yet_names_itself(unbuilt: dict[str, Any]) -> None:
-    with pytest.raises(NotImplementedError, match=next(iter(unbuilt))):
-        LlmInferenceOptions(GEMMA, **unbuilt)
+def test_an_option_that_is_not_built_yet_names_itself() -> None:
+    with pytest.raises(NotImplementedError, match="preferred_backend='gpu'"):
+        LlmInferenceOptions(GEMMA, preferred_backend="gpu")
 
 
 def test_options_are_frozen_and_errors_can_be_pickled() -> None:

@@ -140,10 +140,21 @@ def test_the_parts_add_up() -> None:
     assert (document["max_tokens"], document["sequences"]) == (100, 2)
 
 
+def test_an_int8_cache_takes_half_of_a_float16_one() -> None:
+    half, one = (
+        hearthlm.estimate_memory(LlmInferenceOptions(model_path(), kv_cache_dtype=dtype)).cache_bytes
+        for dtype in ("float16", "int8")
+    )
+    assert one == half // 2 * (64 + 4) // 64  # a byte for each of 64 channels, and 4 for their scale
+
+
+@pytest.mark.parametrize("cache_dtype", [None, "int8"])
 @pytest.mark.parametrize("name", ["gemma3_mqa", "gpt2", "llama_untied", "falcon_alibi", "mistral_window"])
-def test_the_cache_of_a_full_context_is_what_was_foretold_or_a_window_less(name: str, tmp_path: Path) -> None:
+def test_the_cache_of_a_full_context_is_what_was_foretold_or_a_window_less(
+    name: str, cache_dtype: Any, tmp_path: Path
+) -> None:
     path = write_checkpoint(tmp_path, CONFIGS[name])
-    options = LlmInferenceOptions(path, max_tokens=500)
+    options = LlmInferenceOptions(path, max_tokens=500, kv_cache_dtype=cache_dtype)
     foretold = hearthlm.estimate_memory(options).cache_bytes
     with hearthlm.LlmInference.create_from_options(options) as llm:
         highest = 0

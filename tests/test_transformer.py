@@ -122,9 +122,10 @@ def test_wanted_chooses_rows_and_changes_none_of_them() -> None:
     assert np.array_equal(follow[0], follow[2])
 
 
+@pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", ["gemma_mqa", "gemma2_gqa", "gemma3_mqa"])
-def test_forks_diverge_without_disturbing_each_other(name: str) -> None:
-    e = executor(name, bits=8)
+def test_forks_diverge_without_disturbing_each_other(name: str, cache_dtype: Any) -> None:
+    e = executor(name, bits=8, kv_cache_dtype=cache_dtype)
     prefix, left, right = (random_ids(CONFIGS[name], 70, seed) for seed in (1, 2, 3))
     alone = {}
     for key, tail in (("left", left), ("right", right)):
@@ -139,10 +140,11 @@ def test_forks_diverge_without_disturbing_each_other(name: str) -> None:
     assert np.array_equal(results[1], alone["right"])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
 @pytest.mark.parametrize("name", ["gemma_mqa", "gemma3_mqa"])
 @pytest.mark.parametrize("length", [0, 1, 63, 64, 100])
-def test_a_rewound_state_goes_on_as_if_nothing_had_followed(name: str, length: int) -> None:
-    e = executor(name, bits=4)
+def test_a_rewound_state_goes_on_as_if_nothing_had_followed(name: str, length: int, cache_dtype: Any) -> None:
+    e = executor(name, bits=4, kv_cache_dtype=cache_dtype)
     ids = random_ids(CONFIGS[name], 150)
     fresh = e.new_state()
     if length:
@@ -191,7 +193,7 @@ def shared_executor(name: str, cache_dtype: Any = None, bits: int | None = None)
 @settings(deadline=None, max_examples=40)
 @given(
     name=st.sampled_from(["gemma_mqa", "gemma3_mqa", "mistral_window", "qwen2_window"]),
-    cache_dtype=st.sampled_from(["float32", "float16"]),
+    cache_dtype=st.sampled_from(["float32", "float16", "int8"]),
     length=st.integers(0, 450),
     rewind=st.integers(0, 200),
     rewind_later=st.integers(0, 400),
@@ -209,7 +211,7 @@ def test_a_saved_state_goes_on_bit_for_bit(
     loaded = e.load_state(state.length, saved)
     for array in saved.values():
         assert array.dtype == cache_dtype
-        array[...] = np.nan  # the new state has copies of its own
+        array.view(np.uint8)[...] = 0xFF  # not a number: the new state has copies of its own
     assert (loaded.length, loaded.num_bytes) == (state.length, state.num_bytes)
     for tail in (ids[:1], ids[1:40], ids[:130]):
         assert np.array_equal(logits(e, loaded, tail), logits(e, state, tail))
@@ -276,6 +278,7 @@ def test_the_fingerprint_is_that_of_everything_a_state_depends_on() -> None:
         executor("gemma3_mqa").fingerprint,
         executor("gemma3_mqa", bits=4).fingerprint,
         executor("gemma3_mqa", bits=8, kv_cache_dtype="float32").fingerprint,
+        executor("gemma3_mqa", bits=8, kv_cache_dtype="int8").fingerprint,
         executor("gemma3_mqa", bits=8, activation_data_type="float32").fingerprint,
         executor("gemma3_gqa_scaled", bits=8).fingerprint,
         TransformerExecutor(replace(architecture, embedding_scale=2.0), weights, num_threads=1).fingerprint,

@@ -72,7 +72,8 @@ class LlmInferenceOptions:
     physical core. `weights`: "mmap" maps the file, shared with other processes; "ram" reads it once, into memory that
     is read faster; "auto" reads it where a quarter of the free memory is enough for it. `activation_data_type` None
     means int8 where weights are quantised; "float32" computes the same weights in float, slower.
-    `kv_cache_dtype` None means float16 for quantised weights and float32 for float ones. `num_responses` is how many
+    `kv_cache_dtype` None means float16 for quantised weights and float32 for float ones; "int8" halves the memory of
+    float16. `num_responses` is how many
     `generate` and `generate_responses` make of one prompt, which is read once. `result_listener(increment, done)` and
     `error_listener(exception)` serve the async calls. `prefix_cache_mb` (MB) is how much of what earlier calls have
     computed is kept for later ones that begin alike; 0 keeps nothing. `prompt_lookup`: guess ahead where an answer
@@ -115,7 +116,7 @@ class LlmInferenceOptions:
             raise TypeError(f"lora_path: expected a path, got {self.lora_path!r:.80}")
         _check_choice("weights", self.weights, get_args(WeightPlacement))
         _check_choice("activation_data_type", self.activation_data_type, (None, *get_args(ActivationDataType)))
-        _check_choice("kv_cache_dtype", self.kv_cache_dtype, (None, *get_args(CacheDataType), "int8"))
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, (None, *get_args(CacheDataType)))
         _check_choice("preferred_backend", self.preferred_backend, (None, "cpu", "gpu"))
         for name in ("max_tokens", "num_threads"):
             if getattr(self, name) is not None:
@@ -127,9 +128,8 @@ class LlmInferenceOptions:
         for name in ("result_listener", "error_listener"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise TypeError(f"{name}: expected a function, got {getattr(self, name)!r}")
-        for name, value in (("preferred_backend", "gpu"), ("kv_cache_dtype", "int8")):
-            if getattr(self, name) == value:
-                raise NotImplementedError(f"{name}={value!r} is not built yet; leave it at its default")
+        if self.preferred_backend == "gpu":
+            raise NotImplementedError("preferred_backend='gpu' is not built yet; leave it at its default")
         if not isinstance(self.supported_lora_ranks, (tuple, list)):
             raise TypeError(f"supported_lora_ranks: expected a tuple, got {self.supported_lora_ranks!r:.80}")
         for rank in self.supported_lora_ranks:

@@ -70,6 +70,11 @@ _placement_options: tuple[Callable[[Any], Any], ...] = (
         type=click.Choice(["int8", "float32"]),
         help="How activations meet quantised weights.  [default: int8]",
     ),
+    click.option(
+        "--kv-cache-dtype",
+        type=click.Choice(["float32", "float16", "int8"]),
+        help="How keys and values are kept.  [default: float16 beside quantised weights, else float32]",
+    ),
 )
 _adapter_option: Callable[[Any], Any] = click.option(
     "--lora-path", type=click.Path(), help="A LoRA adapter: MediaPipe's _lora.bin or a PEFT folder."

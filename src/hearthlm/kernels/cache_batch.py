@@ -9,15 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CACHE_DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
+CACHE_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8))  # as the enum in kernels.h
+
+SCALE_BYTES = 4  # behind the values of an int8 row: what they are multiples of, float32
+
+
+def row_length(head_dim: int, dtype: np.dtype[Any]) -> int:
+    """Return how many elements of `dtype` the keys or values of one position and kv head take in a block."""
+    return head_dim + SCALE_BYTES if dtype == np.int8 else head_dim
 
 
 class BlockTable:
     """List the blocks of one sequence: position p lies in block p // block_size, at p % block_size.
 
     A block is an array [num_layers, 2, kv_heads, block_size, head_dim] (keys, then values) that belongs to one
-    sequence; None stands for one that was dropped because every window has passed it. `addresses` [len(blocks)] repeats
-    the blocks as addresses, 0 for None. Raises ValueError for a block of another type or shape than the others.
+    sequence; None stands for one that was dropped because every window has passed it. The rows of int8 blocks are
+    head_dim values and, behind them, the bytes of their scale, see `row_length`. `addresses` [len(blocks)] repeats the
+    blocks as addresses, 0 for None. Raises ValueError for a block of another type or shape than the others.
     """
 
     __slots__ = ("addresses", "block_shape", "block_size", "blocks", "dtype")
@@ -27,13 +35,15 @@ class BlockTable:
         self.block_size = block_size
         self.dtype = np.dtype(dtype)
         if self.dtype not in CACHE_DTYPES:
-            raise ValueError(f"dtype: expected float32 or float16, got {self.dtype}")
+            raise ValueError(f"dtype: expected float32, float16 or int8, got {self.dtype}")
         if block_size < 1:
             raise ValueError(f"block_size: expected at least 1, got {block_size}")
         self.block_shape: tuple[int, ...] = next((block.shape for block in blocks if block is not None), ())
         shape = self.block_shape
         if shape and (len(shape) != 5 or shape[1] != 2 or shape[3] != block_size):
             raise ValueError(f"block: expected [num_layers, 2, kv_heads, {block_size}, head_dim], got {list(shape)}")
+        if shape and shape[4] < row_length(1, self.dtype):
+            raise ValueError(f"block: expected rows of {row_length(1, self.dtype)} bytes or more, got {list(shape)}")
         for block in blocks:
             if block is not None and (block.shape != shape or block.dtype != self.dtype):
                 raise ValueError(
@@ -66,6 +76,7 @@ class CacheBatch:
         self.tables = tuple(tables)
         self.block_size, self.dtype = tables[0].block_size, tables[0].dtype
         self.block_shape: tuple[int, ...] = next((table.block_shape for table in tables if table.block_shape), ())
+        self.head_dim = self.block_shape[4] - row_length(0, self.dtype) if self.block_shape else 0
         for i, table in enumerate(tables):
             if (table.block_size, table.dtype) != (self.block_size, self.dtype):
                 raise ValueError(

@@ -38,10 +38,10 @@ def check_ids(ids: NDArray[np.int32], limit: int) -> None:
 
 def check_block_shape(batch: CacheBatch, layer: int, kv_heads: int, head_dim: int) -> None:
     shape = batch.block_shape
-    if shape and not (0 <= layer < shape[0] and shape[2] == kv_heads and shape[4] == head_dim):
+    if shape and not (0 <= layer < shape[0] and shape[2] == kv_heads and batch.head_dim == head_dim):
         raise ValueError(
-            f"layer {layer} with {kv_heads} kv heads of {head_dim}: the cache's blocks are {list(shape)}, that is "
-            "[num_layers, 2, kv_heads, block_size, head_dim]"
+            f"layer {layer} with {kv_heads} kv heads of {head_dim}: the blocks are {batch.dtype} {list(shape)}, "
+            "that is [num_layers, 2, kv_heads, block_size, head_dim], with 4 more in a row of int8"
         )
 
 

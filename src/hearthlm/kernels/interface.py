@@ -154,6 +154,7 @@ class Kernels(Protocol):
     def kv_append(self, keys: Floats, values: Floats, batch: CacheBatch, layer: int) -> None:
         """Store keys and values [m, kv_heads, head_dim] of the batch's rows, rounded to the cache's type.
 
+        An int8 cache holds each [head_dim] as `quantize_rows` would, with a scale of its own; it takes finite ones.
         Raises ValueError if a block that a row belongs to was dropped.
         """
         ...

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hearthlm.kernels import _native
-from hearthlm.kernels.cache_batch import CacheBatch
+from hearthlm.kernels.cache_batch import CACHE_DTYPES, CacheBatch
 from hearthlm.kernels.checks import (
     FLOAT32,
     INT8,
@@ -257,7 +257,7 @@ def _view(batch: CacheBatch) -> tuple[_native.CacheView, int]:
     """Return the native view of a batch and its rows, made once: every layer of one forward call asks for it."""
     made: tuple[_native.CacheView, int] | None = batch.__dict__.get("native_view")
     if made is None:
-        layers, _, kv_heads, _, head_dim = batch.block_shape or (0, 2, 0, 0, 0)
+        layers, _, kv_heads, _, _ = batch.block_shape or (0, 2, 0, 0, 0)
         view = _native.CacheView(
             batch.row_begin,
             batch.first_positions,
@@ -266,8 +266,8 @@ def _view(batch: CacheBatch) -> tuple[_native.CacheView, int]:
             batch.block_size,
             layers,
             kv_heads,
-            head_dim,
-            batch.dtype == np.float16,
+            batch.head_dim,
+            CACHE_DTYPES.index(batch.dtype),
         )
         made = batch.__dict__["native_view"] = (view, batch.num_rows)
     return made

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hearthlm.kernels.cache_batch import CacheBatch
+from hearthlm.kernels.cache_batch import SCALE_BYTES, CacheBatch
 from hearthlm.kernels.checks import (
     INT8,
     INT32,
@@ -35,6 +35,10 @@ def record() -> None:
 
 def quantize_rows(x: Floats, pool: ThreadPool) -> QuantizedRows:
     check("x", x, (None, None))
+    return _quantized(x)
+
+
+def _quantized(x: Floats) -> QuantizedRows:
     bound = np.max(np.abs(x), axis=1, initial=0.0)
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(127) / bound
@@ -166,9 +170,8 @@ def kv_append(keys: Floats, values: Floats, batch: CacheBatch, layer: int) -> No
         for row in range(batch.row_begin[i], batch.row_begin[i + 1]):
             position = int(batch.first_positions[i] + row - batch.row_begin[i])
             block = _present(table, position // batch.block_size, i)
-            with np.errstate(over="ignore"):  # beyond float16 is infinity, as in hardware
-                block[layer, 0, :, position % batch.block_size] = keys[row]
-                block[layer, 1, :, position % batch.block_size] = values[row]
+            for which, rows in enumerate((keys[row], values[row])):
+                block[layer, which, :, position % batch.block_size] = _stored(rows, batch.dtype)
 
 
 def attention(
@@ -225,13 +228,30 @@ def log_softmax_at(logits: Floats, ids: NDArray[np.int32], pool: ThreadPool) -> 
     return log_probability
 
 
+def _stored(rows: Floats, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return rows [kv_heads, head_dim] as they lie in a block."""
+    if dtype == np.int8:
+        quantized = _quantized(rows)
+        return np.concatenate([quantized.values, quantized.scales[:, None].view(np.int8)], axis=1)
+    with np.errstate(over="ignore"):  # beyond float16 is infinity, as in hardware
+        return rows.astype(dtype)
+
+
+def _widened(rows: NDArray[Any]) -> Floats:
+    """Return what the rows [..., head_dim] of blocks stand for."""
+    if rows.dtype == np.int8:
+        scales = np.ascontiguousarray(rows[..., -SCALE_BYTES:]).view(np.float32)
+        return rows[..., :-SCALE_BYTES] * scales
+    return rows.astype(np.float32)
+
+
 def _keys_and_values(
     table: tuple[NDArray[Any] | None, ...], first: int, last: int, block_size: int, layer: int, sequence: int
 ) -> tuple[Floats, Floats]:
     first_block = first // block_size
     blocks = [_present(table, b, sequence)[layer] for b in range(first_block, last // block_size + 1)]
     both = np.concatenate(blocks, axis=2)[:, :, first - first_block * block_size : last + 1 - first_block * block_size]
-    return both[0].astype(np.float32), both[1].astype(np.float32)
+    return _widened(both[0]), _widened(both[1])
 
 
 def _present(table: tuple[NDArray[Any] | None, ...], index: int, sequence: int) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from hearthlm.errors import SessionFileError
 from hearthlm.kernels import BlockTable
+from hearthlm.kernels.cache_batch import row_length
 from hearthlm.models.params import Architecture
 
 BLOCK_SIZE = 64  # positions
@@ -24,7 +25,7 @@ REWIND_SLACK = 256  # positions behind the window that are kept
 
 
 class Block:
-    """Hold one block, [num_layers, 2 (keys, values), kv_heads, BLOCK_SIZE, head_dim], and count who lists it."""
+    """Hold one block, [num_layers, 2 (keys, values), kv_heads, BLOCK_SIZE, row], and count who lists it."""
 
     __slots__ = ("address", "array", "num_owners")
 
@@ -66,22 +67,27 @@ class CacheLayout:
 
     @property
     def _position_bytes(self) -> int:
-        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return self.num_layers * 2 * self.num_kv_heads * self.row_length * self.dtype.itemsize
+
+    @property
+    def row_length(self) -> int:
+        """Count the elements of one position's keys or values for one kv head."""
+        return row_length(self.head_dim, self.dtype)
 
     def new_block(self) -> Block:
-        shape = (self.num_layers, 2, self.num_kv_heads, BLOCK_SIZE, self.head_dim)
+        shape = (self.num_layers, 2, self.num_kv_heads, BLOCK_SIZE, self.row_length)
         return Block(np.empty(shape, dtype=self.dtype))
 
     def check_saved(self, length: int, array: NDArray[Any]) -> None:
         """Raise SessionFileError unless `array` is what `BlockCache.save` returns of this group at `length`."""
         fewest = length if self.window is None else min(length, self.window - 1)
         count = array.shape[3] if array.ndim == 5 else -1
-        wanted = (self.num_layers, 2, self.num_kv_heads, count, self.head_dim)
+        wanted = (self.num_layers, 2, self.num_kv_heads, count, self.row_length)
         if array.dtype != self.dtype or array.shape != wanted or not fewest <= count <= length:
             positions = str(length) if fewest == length else f"{fewest} to {length}"
             raise SessionFileError(
                 f"the saved state's {self.name!r}: expected {self.dtype} [{self.num_layers}, 2, {self.num_kv_heads}, "
-                f"{positions}, {self.head_dim}] for {length} tokens, got {array.dtype} {list(array.shape)[:8]}"
+                f"{positions}, {self.row_length}] for {length} tokens, got {array.dtype} {list(array.shape)[:8]}"
             )
 
 
@@ -134,9 +140,9 @@ class BlockCache:
         return cache
 
     def save(self, length: int) -> NDArray[Any]:
-        """Copy the positions kept of the first `length`: [num_layers, 2, kv_heads, positions kept, head_dim]."""
+        """Copy the positions kept of the first `length`: [num_layers, 2, kv_heads, positions kept, row]."""
         first = self._first_kept
-        shape = (self._layout.num_layers, 2, self._layout.num_kv_heads, length - first, self._layout.head_dim)
+        shape = (self._layout.num_layers, 2, self._layout.num_kv_heads, length - first, self._layout.row_length)
         array = np.empty(shape, dtype=self._layout.dtype)
         for index, block in enumerate(self.blocks):
             if block is not None:

@@ -28,7 +28,7 @@ from hearthlm.runtime.lora import LoraAdapter
 from hearthlm.runtime.weights import LinearWeights, NormWeights, Weights, update_with_samples
 
 ActivationDataType = Literal["int8", "float32"]
-CacheDataType = Literal["float32", "float16"]
+CacheDataType = Literal["float32", "float16", "int8"]
 
 Rows = NDArray[np.float32]
 
