@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -68,36 +69,14 @@ def parse(data: bytes) -> SentencePieceModel:
     trainer: dict[int, int | bytes] = {}
     position, end = 0, len(data)
     while position < end:
-        # Nearly all of a model is pieces of one layout (text, score, perhaps type), each length in one byte. How long
-        # loading takes is decided here.
-        if data[position] == 0x0A and position + 4 <= end and (size := data[position + 1]) < 0x80:
-            stop = position + 2 + size
-            text_end = position + 4 + data[position + 3]
-            rest = stop - text_end
-            if (
-                (rest == 5 or rest == 7)
-                and stop <= end
-                and data[position + 2] == 0x0A
-                and data[text_end] == 0x15
-                and (rest == 5 or data[stop - 2] == 0x18)
-            ):
-                if rest == 7:
-                    type_offsets[len(pieces)] = stop - 1
-                    declared[len(pieces)] = data[stop - 1]
-                pieces.append(data[position + 4 : text_end])
-                scores.append(data[text_end + 1 : text_end + 5])
-                position = stop
-                continue
+        if begins := _short_messages(data, position):
+            position = _read_pieces(data, begins, pieces, scores, declared, type_offsets)
+            continue
         field, wire, start, stop = _field(data, position, end)
         if field in (1, 2, 3, 5) and wire != _BYTES:
             raise TokenizerFormatError(f"field {field} of the SentencePiece model at byte {position} is not a message")
         if field == 1:
-            text, score, kind, offset = _piece(data, start, stop)
-            if offset is not None:
-                type_offsets[len(pieces)] = offset
-                declared[len(pieces)] = kind
-            pieces.append(text)
-            scores.append(score)
+            _read_piece(data, start, stop, pieces, scores, declared, type_offsets)
         elif field == 2:
             trainer.update(_fields(data, start, stop))
         elif field == 3:
@@ -187,6 +166,75 @@ def _fields(data: bytes, position: int, end: int) -> dict[int, int | bytes]:
     for field, wire, start, stop in _walk(data, position, end):
         values[field] = _varint(data, start, stop)[0] if wire == _VARINT else data[start:stop]
     return values
+
+
+def _short_messages(data: bytes, position: int) -> list[int]:
+    """Return where the pieces begin that follow each other from `position` on, each of less than 128 bytes."""
+    begins, end = [], len(data) - 1
+    # How long loading takes is decided here and in `_read_pieces`: a quarter of a million of them is common.
+    while position < end and data[position] == 0x0A and (size := data[position + 1]) < 0x80:
+        begins.append(position)
+        position += 2 + size
+    if begins and position > len(data):
+        begins.pop()
+    return begins
+
+
+def _read_pieces(
+    data: bytes,
+    begins: list[int],
+    pieces: list[bytes],
+    scores: list[bytes],
+    declared: dict[int, int],
+    type_offsets: dict[int, int],
+) -> int:
+    """Add the pieces that `_short_messages` found; return where the last one ends.
+
+    Nearly all are of one layout: text, score, perhaps type, each length in one byte. Those are read together.
+    """
+    octets = np.frombuffer(data, np.uint8)
+    begin = np.array(begins)
+    stop = begin + 2 + octets[begin + 1]
+    last = len(data) - 1
+    text_end = begin + 4 + octets[np.minimum(begin + 3, last)]
+    rest = stop - text_end
+    has_type = rest == 7
+    is_plain = (
+        (octets[np.minimum(begin + 2, last)] == 0x0A)
+        & ((rest == 5) | has_type)
+        & (octets[np.minimum(text_end, last)] == 0x15)
+        & (~has_type | (octets[stop - 2] == 0x18))
+    )
+    count = len(pieces)
+    runs = [-1, *np.flatnonzero(~is_plain).tolist(), len(begins)]
+    for previous, index in pairwise(runs):
+        part = slice(previous + 1, index)
+        first = count + previous + 1
+        pieces += [data[a + 4 : b] for a, b in zip(begins[part], text_end[part].tolist(), strict=True)]
+        scores.append(octets[text_end[part, None] + np.arange(1, 5)].tobytes())
+        for i in np.flatnonzero(has_type[part]).tolist():
+            offset = int(stop[previous + 1 + i]) - 1
+            type_offsets[first + i], declared[first + i] = offset, data[offset]
+        if index < len(begins):
+            _read_piece(data, begins[index] + 2, int(stop[index]), pieces, scores, declared, type_offsets)
+    return int(stop[-1])
+
+
+def _read_piece(
+    data: bytes,
+    start: int,
+    stop: int,
+    pieces: list[bytes],
+    scores: list[bytes],
+    declared: dict[int, int],
+    type_offsets: dict[int, int],
+) -> None:
+    text, score, kind, offset = _piece(data, start, stop)
+    if offset is not None:
+        type_offsets[len(pieces)] = offset
+        declared[len(pieces)] = kind
+    pieces.append(text)
+    scores.append(score)
 
 
 def _piece(data: bytes, position: int, end: int) -> tuple[bytes, bytes, int, int | None]:
