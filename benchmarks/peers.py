@@ -97,6 +97,7 @@ def measure_litert_lm(path: str, threads: int, lengths: list[int]) -> Measured:
             backend=interfaces.CPU(thread_count=threads),
             prefill_tokens=length,
             decode_tokens=NUM_DECODED,
+            max_num_tokens=max(lengths) + NUM_DECODED + 64,
             cache_dir=":nocache",
         ).run()
         load_s = load_s or info.init_time_in_second
@@ -122,6 +123,10 @@ def _seconds(action: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
+def _ratio(ours: float, theirs: float) -> float:
+    return ours / theirs if theirs else float("nan")  # an engine that gave up says 0
+
+
 def run_once(engine: str, where: str, threads: int, lengths: str) -> Measured:
     """Measure one engine in a process of its own."""
     path, _, python = where.partition(":")
@@ -130,6 +135,7 @@ def run_once(engine: str, where: str, threads: int, lengths: str) -> Measured:
     if done.returncode:
         raise SystemExit(f"{engine}: {done.stderr.strip()[-2000:]}")
     measured: Measured = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"{engine}: {measured}", file=sys.stderr, flush=True)
     return measured
 
 
@@ -143,9 +149,12 @@ def plot(path: Path, medians: dict[str, Measured], lengths: list[int]) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, name in zip(axes, ("prefill", "decode at"), strict=True):
         for engine, measured in medians.items():
-            axis.plot(lengths, [1000 / measured[f"{name} {n}"] for n in lengths], marker="o", label=engine)
+            known = [n for n in lengths if measured[f"{name} {n}"]]
+            axis.plot(known, [1000 / measured[f"{name} {n}"] for n in known], marker="o", label=engine)
         axis.set(xscale="log", xlabel="tokens of the text", ylabel="ms per token", title=name.removesuffix(" at"))
         axis.set_ylim(bottom=0)
+        axis.set_xticks(lengths, [f"{n:,}" for n in lengths])
+        axis.minorticks_off()
     axes[0].legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
@@ -175,7 +184,7 @@ def main() -> None:
     names = list(rounds[0]["hearthlm"])
     medians = {engine: {n: statistics.median(r[engine][n] for r in rounds) for n in names} for engine in engines}
     ratios = {
-        engine: {n: statistics.median(r["hearthlm"][n] / r[engine][n] for r in rounds) for n in names}
+        engine: {n: statistics.median(_ratio(r["hearthlm"][n], r[engine][n]) for r in rounds) for n in names}
         for engine in engines
         if engine != "hearthlm"
     }

@@ -33,6 +33,7 @@ MODULES = ("batch", "converter", "bundler", "exporter", "repacker", "server", "i
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages; called by MkDocs."""
     pages = {name: (ROOT / source).read_text(encoding="utf-8") for name, source in COPIED.items()}
+    pages = {name: text.replace("](../docs/", "](") for name, text in pages.items()}
     pages |= {"command-line.md": command_line(), "python-api.md": python_api()}
     pages |= {"terminal.svg": terminal_picture()}
     for name, content in pages.items():
