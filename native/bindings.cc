@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <stdexcept>
@@ -360,6 +361,15 @@ NB_MODULE(_native, m) {
                         ids.data(), values.data());
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert())
+      .def(
+          "draw",
+          [](const Set& set, In<float> logits, double temperature, double top_p, double min_p, double number) {
+            nb::gil_scoped_release release;
+            std::unique_ptr<uint64_t[]> memory(new uint64_t[2 * (logits.size() + 7)]);
+            return set.k.draw(logits.data(), static_cast<int64_t>(logits.size()), temperature, top_p, min_p, number,
+                              memory.get());
+          },
+          nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg())
       .def(
           "log_softmax_at",
           [](const Set& set, In<float> logits, In<int32_t> ids, Out<float> y, ThreadPool& pool) {

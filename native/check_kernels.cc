@@ -248,6 +248,12 @@ void attention(Call& c) {
 
 void top_k(Call& c) { c.k.top_k(c.floats(0), c.number(0), c.number(1), c.out<int32_t>(0), c.out<float>(1)); }
 
+void draw(Call& c) {
+  std::vector<uint64_t> memory(2 * (static_cast<size_t>(c.number(0)) + 7));
+  const std::vector<double>& n = c.c.numbers;
+  *c.out<int64_t>(0) = c.k.draw(c.floats(0), c.number(0), n.at(1), n.at(2), n.at(3), n.at(4), memory.data());
+}
+
 void log_softmax_at(Call& c) {
   c.k.log_softmax_at(c.floats(0), c.number(0), c.number(1), c.in<int32_t>(1), c.out<float>(0), c.pool);
 }
@@ -261,7 +267,7 @@ const std::map<std::string, void (*)(Call&)> kCalls = {
     {"linear_int8", linear_int8}, {"linear_float", linear_float}, {"lora_add", lora_add},
     {"quantize_rows", quantize_rows}, {"embed_rows", embed_rows}, {"rms_norm", rms_norm},
     {"layer_norm", layer_norm}, {"rope", rope}, {"activation", activation}, {"add", add}, {"soft_cap", soft_cap},
-    {"attention", attention}, {"top_k", top_k}, {"log_softmax_at", log_softmax_at},
+    {"attention", attention}, {"top_k", top_k}, {"draw", draw}, {"log_softmax_at", log_softmax_at},
     {"round_compensated", round_compensated}};
 
 // Says what is wrong with an output, or nothing.

@@ -45,13 +45,52 @@ inline void add_chunk(Sums (&sums)[m][2], const uint8_t* w, const int8_t* x, int
   }
 }
 
+template <bool is_int4>
+constexpr int64_t kGroupChunks = 8;
+
+template <bool is_int4, int m, int n, int first>
+inline void add_group(__m256i (&sums)[m][4], const uint8_t* w, int64_t bytes, const int8_t* x, int64_t stride,
+                      int64_t chunks) {
+  __m256i acc[m][n];
+#pragma GCC unroll 4
+  for (int i = 0; i < m; i++) {
+#pragma GCC unroll 4
+    for (int r = 0; r < n; r++) acc[i][r] = sums[i][first + r];
+  }
+  auto add = [&](int r, __m256i part, const int8_t* rows) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int i = 0; i < m; i++) acc[i][r] = _mm256_dpbusd_avx_epi32(acc[i][r], part, load_bytes(rows + i * stride));
+  };
+  for (; chunks > 0; chunks--, w += kChunk, x += kChunkBytes<is_int4>) {
+#pragma GCC unroll 2
+    for (int half = 0; half < kChunk; half += 32) {
+#pragma GCC unroll 4
+      for (int r = 0; r < n; r++) {
+        __m256i bytes_in = load_bytes(w + r * bytes + half);
+        if constexpr (is_int4) {
+          const __m256i mask = _mm256_set1_epi8(15);
+          add(r, _mm256_and_si256(bytes_in, mask), x + half);
+          add(r, _mm256_and_si256(_mm256_srli_epi16(bytes_in, 4), mask), x + kChunk + half);
+        } else {
+          add(r, _mm256_xor_si256(bytes_in, _mm256_set1_epi8(-128)), x + half);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < m; i++) {
+#pragma GCC unroll 4
+    for (int r = 0; r < n; r++) sums[i][first + r] = acc[i][r];
+  }
+}
+
 // ---- Panels
 
 constexpr int64_t kPanelRows = 16;
 constexpr int64_t kStep = 4;
 constexpr int64_t kTileRows = 6;  // 12 registers of sums, 2 of weights and one of activations
 constexpr int64_t kRowMultiple = 1;
-constexpr int64_t kMinPanelRows = 6;
+constexpr int64_t kMinPanelRows = 20;  // of activations: until then groups of four rows of weights are as fast
 
 inline int64_t tile_rows_at(int64_t rows_left) { return rows_left >= kTileRows ? kTileRows : rows_left >= 2 ? 2 : 1; }
 
@@ -130,20 +169,186 @@ inline void add_chunk(Sums (&sums)[m][2], const uint8_t* w, const int8_t* x, int
       sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(_mm256_add_epi16(low, high), ones));
     }
   } else {
-    // maddubs would saturate with full bytes: 16-bit products instead.
 #pragma GCC unroll 4
     for (int part = 0; part < 4; part++) {
       __m256i wide = widen_bytes(w + 16 * part);
 #pragma GCC unroll 4
       for (int r = 0; r < m; r++) {
-        __m256i products = _mm256_madd_epi16(wide, widen_bytes(x + r * stride + 16 * part));
+        __m256i products = _mm256_madd_epi16(wide, load_bytes(x + r * stride + 32 * part));
         sums[r][part % 2] = _mm256_add_epi32(sums[r][part % 2], products);
       }
     }
   }
 }
 
+template <bool is_int4>
+constexpr int64_t kGroupChunks = is_int4 ? 2 : 8;  // of int4: 8 pairs of products, at most 8 * 2 * 15 * 128 = 30720
+
+// Holds a sum in its register: the compiler would rather add products up in a tree, and lacks the registers for that.
+inline void keep_sum(__m256i& sum) { asm("" : "+x"(sum)); }
+
+template <int m, int n>
+inline void add_products(__m256i (&acc)[m][n], const __m256i (&w)[n], const int8_t* x, int64_t stride) {
+#pragma GCC unroll 4
+  for (int i = 0; i < m; i++) {
+    __m256i values = load_bytes(x + i * stride);
+#pragma GCC unroll 4
+    for (int r = 0; r < n; r++) {
+      acc[i][r] = _mm256_add_epi16(acc[i][r], _mm256_maddubs_epi16(w[r], values));
+      keep_sum(acc[i][r]);
+    }
+  }
+}
+
+template <bool is_int4, int m, int n, int first>
+inline void add_group(__m256i (&sums)[m][4], const uint8_t* w, int64_t bytes, const int8_t* x, int64_t stride,
+                      int64_t chunks) {
+  __m256i acc[m][n];
+  if constexpr (is_int4) {
+    const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 4
+    for (int i = 0; i < m; i++) {
+#pragma GCC unroll 4
+      for (int r = 0; r < n; r++) acc[i][r] = _mm256_setzero_si256();
+    }
+    for (; chunks > 0; chunks--, w += kChunk, x += 2 * kChunk) {
+#pragma GCC unroll 2
+      for (int half = 0; half < kChunk; half += 32) {
+        __m256i part[n];
+#pragma GCC unroll 4
+        for (int r = 0; r < n; r++) part[r] = _mm256_and_si256(load_bytes(w + r * bytes + half), mask);
+        add_products<m, n>(acc, part, x + half, stride);
+#pragma GCC unroll 4
+        for (int r = 0; r < n; r++) {
+          part[r] = _mm256_and_si256(_mm256_srli_epi16(load_bytes(w + r * bytes + half), 4), mask);
+        }
+        add_products<m, n>(acc, part, x + kChunk + half, stride);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < m; i++) {
+#pragma GCC unroll 4
+      for (int r = 0; r < n; r++) {
+        __m256i& sum = sums[i][first + r];
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(acc[i][r], ones));
+      }
+    }
+  } else {
+#pragma GCC unroll 4
+    for (int i = 0; i < m; i++) {
+#pragma GCC unroll 4
+      for (int r = 0; r < n; r++) acc[i][r] = sums[i][first + r];
+    }
+    for (int64_t end = 4 * chunks; end > 0; end--, w += 16, x += 32) {
+      __m256i part[n];
+#pragma GCC unroll 4
+      for (int r = 0; r < n; r++) part[r] = widen_bytes(w + r * bytes);
+#pragma GCC unroll 4
+      for (int i = 0; i < m; i++) {
+        __m256i values = load_bytes(x + i * stride);
+#pragma GCC unroll 4
+        for (int r = 0; r < n; r++) {
+          acc[i][r] = _mm256_add_epi32(acc[i][r], _mm256_madd_epi16(part[r], values));
+          keep_sum(acc[i][r]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < m; i++) {
+#pragma GCC unroll 4
+      for (int r = 0; r < n; r++) sums[i][first + r] = acc[i][r];
+    }
+  }
+}
+
 #endif
+
+// ---- Four rows of weights against m rows of activations: `add_group` adds up to kGroupChunks chunks of n of them, as
+// many as leave registers for the sums, to sums [m][4].
+
+#define HEARTHLM_FOUR_COLUMNS 1
+
+inline __m128i totals_of(const __m256i (&r)[4]) {
+  __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(r[0], r[1]), _mm256_hadd_epi32(r[2], r[3]));
+  return _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+}
+
+template <bool is_int4, int m>
+inline void add_four(__m256i (&sums)[m][4], const uint8_t* w, int64_t bytes, const int8_t* x, int64_t stride,
+                     int64_t chunks) {
+  if constexpr (m <= 2) {
+    add_group<is_int4, m, 4, 0>(sums, w, bytes, x, stride, chunks);
+  } else {
+    add_group<is_int4, m, 2, 0>(sums, w, bytes, x, stride, chunks);
+    add_group<is_int4, m, 2, 2>(sums, w + 2 * bytes, bytes, x, stride, chunks);
+  }
+}
+
+// totals [4] for one row of activations: one row of weights after the other, which memory serves fastest.
+template <bool is_int4>
+inline void dot_each(const uint8_t* w, int64_t bytes, const int8_t* x, int32_t (&totals)[4]) {
+  __m256i sums[4];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; r++, w += bytes) {
+    Sums row[1][2] = {};
+    const int8_t* values = x;
+    int64_t j = 0;
+    for (; j + kChunk <= bytes; j += kChunk, values += kChunkBytes<is_int4>) {
+      prefetch(w, j + 4096);
+      add_chunk<is_int4, 1>(row, w + j, values, 0);
+    }
+    if (j < bytes) {
+      uint8_t last[kChunk] = {};
+      memcpy(last, w + j, static_cast<size_t>(bytes - j));
+      add_chunk<is_int4, 1>(row, last, values, 0);
+    }
+    sums[r] = _mm256_add_epi32(row[0][0], row[0][1]);
+  }
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(totals), totals_of(sums));
+}
+
+// totals [m][4], too large by kBias times the sum of the activations, over rows of at most kMaxColumns.
+//
+// Four streams of short rows are slower than one, so what comes next is fetched in the order of memory, by each of the
+// `passes` over these weights its part of the next four rows. Long rows are fetched each for itself: four of them and
+// their activations fill the first cache.
+template <bool is_int4, int m>
+inline void dot_four(const uint8_t* w, int64_t bytes, const int8_t* x, int64_t stride, int64_t pass, int64_t passes,
+                     int32_t (&totals)[m][4]) {
+  constexpr int64_t kLongRow = 2048, kAhead = 1024;
+  bool is_long = bytes > kLongRow;
+  int64_t lines = passes == 1 ? 4 : passes <= 3 ? 2 : 1;  // of 64 bytes, for each chunk of four rows
+  int64_t next = passes == 1 ? 3 * bytes + 4096 : (4 + pass * lines) * bytes;
+  bool fetches = is_long ? pass == 0 : pass * lines < 4;
+  if constexpr (m == 1) {
+    if (passes == 1) return dot_each<is_int4>(w, bytes, x, totals[0]);
+  }
+  __m256i sums[m][4] = {};
+  int64_t whole = bytes / kChunk * kChunk, j = 0;
+  while (j < whole) {
+    int64_t chunks = min_of((whole - j) / kChunk, kGroupChunks<is_int4>);
+    if (fetches && is_long) {
+      for (int64_t r = 0; r < 4; r++) {
+        for (int64_t i = 0; i < chunks; i++) {
+          int64_t ahead = j + i * kChunk + kAhead;
+          prefetch(w, r * bytes + (ahead < bytes ? ahead : ahead + 3 * bytes));
+        }
+      }
+    } else if (fetches) {
+      for (int64_t i = 0; i < lines * chunks; i++, next += kChunk) prefetch(w, next);
+    }
+    add_four<is_int4, m>(sums, w + j, bytes, x, stride, chunks);
+    j += chunks * kChunk;
+    x += chunks * kChunkBytes<is_int4>;
+  }
+  if (j < bytes) {
+    uint8_t last[4 * kChunk] = {};
+    for (int64_t r = 0; r < 4; r++) memcpy(last + r * kChunk, w + r * bytes + j, static_cast<size_t>(bytes - j));
+    add_four<is_int4, m>(sums, last, kChunk, x, stride, 1);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < m; i++) _mm_storeu_si128(reinterpret_cast<__m128i*>(totals[i]), totals_of(sums[i]));
+}
 
 }  // namespace
 }  // namespace hearthlm::HEARTHLM_TARGET

@@ -6,8 +6,8 @@
 //
 // Order of sums: the lanes and accumulators of a float sum are fixed by the length summed alone, in attention by the
 // absolute positions, so results do not depend on rows per call, threads or batch. They differ between instruction
-// sets, except for `quantize_rows`, `linear_int8`, `embed_rows`, `rope`, `add`, `kv_append`, `top_k` and
-// `round_compensated`, whose results are the same everywhere.
+// sets, except for `quantize_rows`, `linear_int8`, `embed_rows`, `rope`, `add`, `kv_append`, `top_k`,
+// `draw` and `round_compensated`, whose results are the same everywhere.
 #pragma once
 
 #include <stdint.h>
@@ -108,6 +108,11 @@ struct Kernels {
 
   // y[i] = log of the softmax of row i of logits [m, v] at ids[i].
   void (*log_softmax_at)(const float* logits, int64_t m, int64_t v, const int32_t* ids, float* y, ThreadPool& pool);
+
+  // The token that `number` in [0, 1) draws from logits [v] by top_p and min_p, see interface.py; -1 if the highest is not
+  // finite. `memory` has 2 * (v + 7) elements.
+  int64_t (*draw)(const float* logits, int64_t v, double temperature, double top_p, double min_p, double number,
+                  uint64_t* memory);
 
   // q [m, k] = w [m, k] / scales [m], column by column: each is clipped to [lowest, highest], integers, and rounded half
   // to even; its error over u[j, j], times u[j, c], is taken from every later column c, and its square added to the row's loss.

@@ -201,8 +201,14 @@ void linear_float(const float* x, int64_t m, const Matrix& w, const float* bias,
 template <bool is_int4>
 void arrange_row(const int8_t* x, int64_t k, int8_t* out) {
   if constexpr (!is_int4) {
+#if HEARTHLM_WIDE_ACTIVATIONS
+    int16_t* wide = reinterpret_cast<int16_t*>(out);
+    for (int64_t j = 0; j < k; j++) wide[j] = x[j];
+    memset(wide + k, 0, static_cast<size_t>(2 * (round_up(k, kChunk) - k)));
+#else
     memcpy(out, x, static_cast<size_t>(k));
     memset(out + k, 0, static_cast<size_t>(round_up(k, kChunk) - k));
+#endif
   } else {
     for (int64_t j = 0; j < k; j += 2 * kChunk, out += 2 * kChunk) {
       int8_t last[2 * kChunk];
@@ -236,18 +242,18 @@ inline void int_dots(const int8_t* x, int64_t stride, const uint8_t* w, int64_t 
   for (int64_t begin = 0; begin < bytes; begin += kBlock) {
     int64_t end = min_of(begin + kBlock, bytes), j = begin;
     Sums sums[m][2] = {};
-    const int8_t* rows = x + begin / kChunk * kChunkColumns<is_int4>;
+    const int8_t* rows = x + begin / kChunk * kChunkBytes<is_int4>;
     if constexpr (m == 1 && !is_int4) {  // more chains of sums, as one waits for its latency
       Sums others[1][2] = {};
-      for (; j + 2 * kChunk <= end; j += 2 * kChunk, rows += 2 * kChunk) {
+      for (; j + 2 * kChunk <= end; j += 2 * kChunk, rows += 2 * kChunkBytes<false>) {
         prefetch(w, j + 4096);
         prefetch(w, j + 4096 + kChunk);
         add_chunk<false, 1>(sums, w + j, rows, 0);
-        add_chunk<false, 1>(others, w + j + kChunk, rows + kChunk, 0);
+        add_chunk<false, 1>(others, w + j + kChunk, rows + kChunkBytes<false>, 0);
       }
       acc[0] += static_cast<int64_t>(total(others[0][0])) + total(others[0][1]);
     }
-    for (; j + kChunk <= end; j += kChunk, rows += kChunkColumns<is_int4>) {
+    for (; j + kChunk <= end; j += kChunk, rows += kChunkBytes<is_int4>) {
       prefetch(w, j + 4096);
       add_chunk<is_int4, m>(sums, w + j, rows, stride);
     }
@@ -259,6 +265,9 @@ inline void int_dots(const int8_t* x, int64_t stride, const uint8_t* w, int64_t 
     for (int r = 0; r < m; r++) acc[r] += static_cast<int64_t>(total(sums[r][0])) + total(sums[r][1]);
   }
 }
+
+constexpr int64_t kBlockBytes = 192 << 10;
+constexpr int64_t kMinColumns = 16;  // of y, a cache line: threads that share one wait for each other
 
 struct IntJob {
   const int8_t* x;  // arranged: [m, stride], or tiles of them
@@ -293,8 +302,16 @@ inline void int_rows(const IntJob& job, int64_t first, int64_t n, const uint8_t*
   for (int r = 0; r < m; r++) finish(job, acc[r], kBias<is_int4>, first + r, n);
 }
 
+// Rows of activations that stay in the second cache while weights pass by, a multiple of 4.
+inline int64_t rows_per_block(const IntJob& job) { return max_of<int64_t>(kBlockBytes / (job.stride + 1) / 4, 1) * 4; }
+
 #ifdef HEARTHLM_FOUR_COLUMNS
 constexpr int64_t kColumnGroup = 4;
+#if defined(__AVX512VNNI__)
+constexpr int64_t kMinFourRows = 2;  // of activations
+#else
+constexpr int64_t kMinFourRows = 1;
+#endif
 
 // Four columns of m rows of y. Without zero points vectors round as `finish` does: the exact sum fits 32 bits.
 template <bool is_int4, int m>
@@ -325,17 +342,16 @@ inline void int_four(const IntJob& job, int64_t i, int64_t n, const uint8_t* w, 
 constexpr int64_t kColumnGroup = 1;
 #endif
 
-// Columns of y, a few rows of activations at a time against one row of weights, or against four.
+// Columns [begin, end) of rows [first, last) of y, a few of these at a time against one row of weights, or against four.
 template <bool is_int4>
-void int_columns(const void* context, int64_t begin, int64_t end, int) {
-  const IntJob& job = *static_cast<const IntJob*>(context);
+void int_block(const IntJob& job, int64_t first, int64_t last, int64_t begin, int64_t end) {
   int64_t bytes = row_bytes(job.w), n = begin;
 #ifdef HEARTHLM_FOUR_COLUMNS
-  for (; job.m > 1 && n + 4 <= end && job.w.columns <= kMaxColumns; n += 4) {
+  for (; job.m >= kMinFourRows && n + 4 <= end && job.w.columns <= kMaxColumns; n += 4) {
     const uint8_t* w = row_of(job.w, n);
-    int64_t i = 0;
-    for (; i + 4 <= job.m; i += 4) int_four<is_int4, 4>(job, i, n, w, bytes);
-    switch (job.m - i) {
+    int64_t i = first;
+    for (; i + 4 <= last; i += 4) int_four<is_int4, 4>(job, i, n, w, bytes);
+    switch (last - i) {
       case 1: int_four<is_int4, 1>(job, i, n, w, bytes); break;
       case 2: int_four<is_int4, 2>(job, i, n, w, bytes); break;
       case 3: int_four<is_int4, 3>(job, i, n, w, bytes); break;
@@ -345,15 +361,22 @@ void int_columns(const void* context, int64_t begin, int64_t end, int) {
 #endif
   for (; n < end; n++) {
     const uint8_t* w = row_of(job.w, n);
-    int64_t i = 0;
-    for (; i + 4 <= job.m; i += 4) int_rows<is_int4, 4>(job, i, n, w, bytes);
-    switch (job.m - i) {
+    int64_t i = first;
+    for (; i + 4 <= last; i += 4) int_rows<is_int4, 4>(job, i, n, w, bytes);
+    switch (last - i) {
       case 1: int_rows<is_int4, 1>(job, i, n, w, bytes); break;
       case 2: int_rows<is_int4, 2>(job, i, n, w, bytes); break;
       case 3: int_rows<is_int4, 3>(job, i, n, w, bytes); break;
       default: break;
     }
   }
+}
+
+template <bool is_int4>
+void int_columns(const void* context, int64_t begin, int64_t end, int) {
+  const IntJob& job = *static_cast<const IntJob*>(context);
+  int64_t block = rows_per_block(job);
+  for (int64_t i = 0; i < job.m; i += block) int_block<is_int4>(job, i, min_of(i + block, job.m), begin, end);
 }
 
 template <bool is_int4>
@@ -461,7 +484,8 @@ void run_int(IntJob& job) {
 #endif
   job.x = static_cast<int8_t*>(job.pool.scratch(0, kRowsSlot, job.m * job.stride + 1));
   job.pool.run(job.m, 16, arrange_rows<is_int4>, &job);
-  int64_t grain = round_up(stream_grain(job.w, job.pool.threads()) / ((job.m + 3) / 4) + 1, kColumnGroup);
+  int64_t grain = stream_grain(job.w, job.pool.threads()) / ((min_of(job.m, rows_per_block(job)) + 3) / 4) + 1;
+  grain = round_up(max_of(grain, kMinColumns), kColumnGroup);
   job.pool.run(job.w.rows, grain, int_columns<is_int4>, &job);
 }
 
@@ -469,7 +493,7 @@ void linear_int8(const int8_t* x, const float* x_scales, const int32_t* x_sums, 
                  const float* bias, float* y, ThreadPool& pool) {
   if (m == 0 || w.rows == 0) return;
   bool is_int4 = w.type == WeightType::kInt4;
-  int64_t stride = chunks_of(w) * (is_int4 ? kChunkColumns<true> : kChunkColumns<false>);
+  int64_t stride = chunks_of(w) * (is_int4 ? kChunkBytes<true> : kChunkBytes<false>);
   IntJob job{nullptr, x_scales, x_sums, m, stride, w, bias, y, pool, x};
   is_int4 ? run_int<true>(job) : run_int<false>(job);
 }

@@ -91,8 +91,9 @@ inline void widen_tail(const uint8_t* row, int64_t j, int64_t n, float offset, f
   for (int64_t i = n; i < 2 * kLanes; i++) out[i] = 0;
 }
 
-// Integer kernels read weights in chunks of 64 bytes. Activations lie to match: 64 per chunk for int8; for int4 the 64
-// even columns of the chunk, then the 64 odd ones. Zeros fill the last chunk, so what its weights hold does not matter.
+// Integer kernels read weights in chunks of 64 bytes. Activations lie to match: 64 per chunk for int8, as 16-bit numbers
+// where bytes have no product that fits; for int4 the 64 even columns of the chunk, then the 64 odd ones. Zeros fill the
+// last chunk, so what its weights hold does not matter.
 constexpr int64_t kChunk = 64;
 // |sum| <= 255 * 128 * columns must stay below 2^31.
 constexpr int64_t kMaxColumns = 65536;
@@ -101,6 +102,14 @@ inline int64_t chunks_of(const Matrix& w) { return (row_bytes(w) + kChunk - 1) /
 
 template <bool is_int4>
 constexpr int64_t kChunkColumns = is_int4 ? 2 * kChunk : kChunk;
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+#define HEARTHLM_WIDE_ACTIVATIONS 1
+#else
+#define HEARTHLM_WIDE_ACTIVATIONS 0
+#endif
+template <bool is_int4>
+constexpr int64_t kChunkBytes = !is_int4 && !HEARTHLM_WIDE_ACTIVATIONS ? kChunk : 2 * kChunk;  // of activations
 
 }  // namespace
 }  // namespace hearthlm::HEARTHLM_TARGET

@@ -75,6 +75,25 @@ def adapter(rng: np.random.Generator, dtype: WeightType, rank: int, k: int, n: i
     return LoraFactors(matrix(rng, dtype, rank, k), matrix(rng, dtype, rank, n), 0.75)
 
 
+def masked_logits(rng: np.random.Generator, size: int) -> Floats:
+    """Return logits with many equal ones, both zeros, minus infinity and NaN."""
+    values = np.array([-np.inf, np.nan, -0.0, 0.0, 1, 1, 2, -300], dtype=np.float32)
+    return misaligned(rng.choice(values, size))
+
+
+def draws(rng: np.random.Generator) -> Iterator[tuple[int, float, float, float, float]]:
+    """Yield sizes of vocabularies, temperatures, top_p, min_p and numbers to draw with."""
+    edges = (0.0, 0.5, 1 - 2.0**-53)
+    for size in [*range(1, 70), 4095, 4096, 4097, 12_300]:
+        for top_p in (1.0, 0.9):
+            yield size, 0.8, top_p, float(size % 2) / 20, float(rng.random())
+    for size in (5, 9000):
+        for temperature in (5e-324, 0.01, 1.5, 1e300):
+            for top_p in (1e-9, 0.3, 0.999, 1 - 1e-7, 1 - 2.0**-53, 1.0):
+                for min_p in (0.0, 0.05, 0.999):
+                    yield from ((size, temperature, top_p, min_p, number) for number in edges)
+
+
 class Sequences:
     """Hold the caches of several sequences and make batches of any rows of them."""
 
@@ -330,6 +349,11 @@ def sampling_cases(rng: np.random.Generator, pool: ThreadPool) -> Iterator[Case]
     logits = np.array([np.nan, 1, np.nan, -np.inf, 3] + [0] * 80, dtype=np.float32)
     ids, values = reference.top_k(logits, 3)
     yield Case("top_k", [len(logits), 3], [logits], [Output(ids), Output(values)])
+    for v, temperature, top_p, min_p, number in draws(rng):
+        for logits in (floats(rng, v) * np.float32(5), masked_logits(rng, v), np.zeros(v, np.float32)):
+            chosen = reference.draw(logits, temperature, top_p, min_p, number)
+            numbers = [v, temperature, top_p, min_p, number]
+            yield Case("draw", numbers, [logits], [Output(np.array([chosen], np.int64))])
     for m, v in [(1, v) for v in range(1, 70)] + [(3, 4095), (3, 4097)]:
         logits, ids = floats(rng, m, v) * np.float32(10), rng.integers(0, v, m).astype(np.int32)
         y = reference.log_softmax_at(logits, ids, pool)

@@ -22,8 +22,10 @@ from kernel_cases import (
     INTEGER_TYPES,
     Sequences,
     adapter,
+    draws,
     factor,
     floats,
+    masked_logits,
     matrix,
     misaligned,
     quantised,
@@ -591,6 +593,32 @@ def test_top_k_takes_not_a_number_for_the_lowest(k: Kernels) -> None:
     assert k.top_k(np.full(100, np.nan, np.float32), 2)[0].tolist() == [0, 1]
 
 
+def test_a_draw_is_the_reference_s(k: Kernels, rng: np.random.Generator) -> None:
+    for v, temperature, top_p, min_p, number in draws(rng):
+        for logits in (floats(rng, v) * np.float32(5), masked_logits(rng, v), np.zeros(v, np.float32)):
+            options = (temperature, top_p, min_p, number)
+            assert k.draw(logits, *options) == reference.draw(logits, *options), (v, options)
+
+
+def test_draws_follow_the_weights(k: Kernels, rng: np.random.Generator) -> None:
+    logits = floats(rng, 5000) * np.float32(3)
+    weights = np.exp(logits.astype(np.float64) / 0.7)
+    order = np.argsort(-logits, kind="stable")
+    kept = order[: int(np.searchsorted(np.cumsum(weights[order]), 0.8 * weights.sum())) + 1]
+    for number in rng.random(300):
+        plain = np.searchsorted(np.cumsum(weights), number * weights.sum(), side="right")
+        assert k.draw(logits, 0.7, 1.0, 0.0, number) == plain
+        top = np.searchsorted(np.cumsum(weights[kept]), number * weights[kept].sum(), side="right")
+        assert k.draw(logits, 0.7, 0.8, 0.0, number) == kept[top]
+
+
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan])
+def test_nothing_is_drawn_without_a_finite_highest(k: Kernels, top_p: float, wrong: float) -> None:
+    for kernel in (k, reference):
+        assert kernel.draw(np.full(40, wrong, np.float32), 1.0, top_p, 0.0, 0.5) == -1
+
+
 def test_log_softmax_is_close_to_the_reference(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
     for m, v in [(1, v) for v in range(1, 70)] + [(5, 4095), (3, 4097), (2, 262_144)]:
         logits, ids = floats(rng, m, v) * np.float32(10), rng.integers(0, v, m).astype(np.int32)
@@ -654,6 +682,8 @@ def test_nothing_is_read_past_the_end_of_weights_or_activations(
         k.add(out.copy(x), weights.copy(x), pool)
         k.rope(out.copy(floats(rng, 1, 1, 2 * columns)), x, weights.copy(x))
         k.top_k(x[0], 3)
+        for top_p in (0.9, 1.0):
+            k.draw(x[0], 1.0, top_p, 0.0, 0.5)
         if columns < 135:  # a factor of 1152 x 1152 does not fit
             u = weights.copy(np.eye(columns, dtype=np.float32))
             k.round_compensated(x, u, np.ones(1, np.float32), -8, 7, pool)
@@ -752,6 +782,11 @@ def test_both_refuse_what_does_not_fit(k: Kernels, pool: ThreadPool, rng: np.ran
             kernel.rope(floats(rng, 2, 1, 8), floats(rng, 2, 5), floats(rng, 2, 5))
         with pytest.raises(ValueError, match="k: expected"):
             kernel.top_k(floats(rng, 3), 0)
+        for options in ((0.0, 1.0, 0.0, 0.5), (1.0, 0.0, 0.0, 0.5), (1.0, 1.0, 1.0, 0.5), (1.0, 1.0, 0.0, 1.0)):
+            with pytest.raises(ValueError, match="temperature: expected|top_p, min_p and number: expected"):
+                kernel.draw(x[0], *options)
+        with pytest.raises(ValueError, match="logits: expected"):
+            kernel.draw(x, 1.0, 1.0, 0.0, 0.5)
         with pytest.raises(ValueError, match="cap"):
             kernel.soft_cap(x, 0.0, pool)
         with pytest.raises(ValueError, match="y: expected"):

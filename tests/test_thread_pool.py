@@ -144,6 +144,7 @@ def long_calls(k: Kernels, rng: np.random.Generator) -> Iterator[tuple[str, Call
     yield "kv_append", lambda: k.kv_append(heads, heads, batch, 0)
     yield "attention", lambda: k.attention(heads, batch, 0, 8, 1.0, 0.0, 0, None, pool)
     yield "top_k", lambda: k.top_k(logits[0], 40)
+    yield "draw", lambda: k.draw(logits[0], 1.0, 0.9, 0.0, 0.5)
     yield "log_softmax_at", lambda: k.log_softmax_at(logits, ids[:1], pool)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "attention",
     "available_instruction_sets",
     "chosen",
+    "draw",
     "embed_rows",
     "gated_activation",
     "instruction_set",
@@ -95,5 +96,6 @@ soft_cap = chosen.soft_cap
 kv_append = chosen.kv_append
 attention = chosen.attention
 top_k = chosen.top_k
+draw = chosen.draw
 log_softmax_at = chosen.log_softmax_at
 round_compensated = chosen.round_compensated

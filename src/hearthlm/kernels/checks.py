@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +74,16 @@ def check_lora(x: Floats, adapted: Sequence[LoraRows], y: Floats) -> None:
             )
         if down.is_quantized or up.is_quantized:
             raise ValueError(f"adapted: expected factors of float types, got {down.dtype} and {up.dtype}")
+
+
+def check_draw(logits: Floats, temperature: float, top_p: float, min_p: float, number: float) -> None:
+    check("logits", logits, (len(logits),))
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
+    if not 0 < top_p <= 1 or not 0 <= min_p < 1 or not 0 <= number < 1:
+        raise ValueError(
+            f"top_p, min_p and number: expected them in (0, 1], [0, 1) and [0, 1), got {top_p}, {min_p} and {number}"
+        )
 
 
 def check_rounding(w: Floats, factor: Floats, scales: Floats, lowest: int, highest: int) -> None:

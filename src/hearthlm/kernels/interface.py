@@ -187,6 +187,17 @@ class Kernels(Protocol):
         """
         ...
 
+    def draw(self, logits: Floats, temperature: float, top_p: float, min_p: float, number: float) -> int:
+        """Return the token that `number` in [0, 1) draws from logits [v], the same with all kernels; -1 for none.
+
+        There is none where the highest logit is not finite; NaN counts as minus infinity. A token weighs
+        exp((logit - highest) / temperature), and what is below `min_p` is dropped. The token is the first with which
+        the weights reach more than `number` of their sum, in the order of ids; if `top_p` is below 1, in the order of
+        falling logits and among the first only, which together reach `top_p` of the sum of all. In float64: the
+        weights of 4096 tokens are added up in 8 lanes, then these by halves; the sums of such blocks one by one.
+        """
+        ...
+
     def log_softmax_at(self, logits: Floats, ids: NDArray[np.int32], pool: ThreadPool) -> Floats:
         """Return the log-probability of ids[i] in row i of logits [m, v], [m]. Raises ValueError for an id outside."""
         ...

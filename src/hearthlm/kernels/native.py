@@ -18,6 +18,7 @@ from hearthlm.kernels.checks import (
     check,
     check_attention,
     check_block_shape,
+    check_draw,
     check_ids,
     check_lora,
     check_rounding,
@@ -182,6 +183,10 @@ class NativeKernels:
         values = np.empty(k, FLOAT32)
         self._native.top_k(logits, ids, values)
         return ids, values
+
+    def draw(self, logits: Floats, temperature: float, top_p: float, min_p: float, number: float) -> int:
+        check_draw(logits, temperature, top_p, min_p, number)
+        return self._native.draw(logits, temperature, top_p, min_p, number)
 
     def log_softmax_at(self, logits: Floats, ids: NDArray[np.int32], pool: ThreadPool) -> Floats:
         check("logits", logits, logits.shape if logits.ndim == 2 else (None, None))

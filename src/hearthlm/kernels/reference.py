@@ -16,6 +16,7 @@ from hearthlm.kernels.checks import (
     check,
     check_attention,
     check_block_shape,
+    check_draw,
     check_ids,
     check_lora,
     check_rounding,
@@ -215,6 +216,73 @@ def top_k(logits: Floats, k: int) -> tuple[NDArray[np.int32], Floats]:
     values = np.where(np.isnan(logits), np.float32(-np.inf), logits)
     ids = np.argsort(-values, kind="stable")[:k].astype(np.int32)
     return ids, values[ids]
+
+
+def draw(logits: Floats, temperature: float, top_p: float, min_p: float, number: float) -> int:
+    check_draw(logits, temperature, top_p, min_p, number)
+    highest = float(np.fmax.reduce(logits, initial=-np.inf))
+    if not math.isfinite(highest):
+        return -1
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights = _exp((logits.astype(np.float64) - highest) / temperature)
+    if top_p == 1:
+        weights[weights < min_p] = 0
+        sums = _block_sums(weights)
+        wanted = number * sum(sums)
+        block, before = _pick(sums, wanted, 0.0)
+        begin = block * _DRAW_BLOCK
+        return begin + _pick(weights[begin : begin + _DRAW_BLOCK].tolist(), wanted, before)[0]
+    total = sum(_block_sums(weights))
+    order = np.argsort(-logits[logits > -np.inf], kind="stable")
+    ids = np.flatnonzero(logits > -np.inf)[order]
+    kept: list[float] = []
+    reached = 0.0
+    for weight in weights[ids].tolist():
+        if weight < min_p or reached >= top_p * total:
+            break
+        kept.append(weight)
+        reached += weight
+    return int(ids[_pick(kept, number * reached, 0.0)[0]])
+
+
+_DRAW_BLOCK = 4096
+
+
+def _exp(v: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return e^v for v <= 0, step by step as in sampling.cc; 0 below -708 and for NaN."""
+    clamped = np.where(v >= -708, v, -708.0)
+    n = np.rint(clamped * 1.4426950408889634)
+    r = (clamped - n * 0.6931471803691238) - n * 1.9082149292705877e-10
+    p = r * (1 / math.factorial(13)) + 1 / math.factorial(12)
+    for power in range(11, -1, -1):
+        p = p * r + 1 / math.factorial(power)
+    result: NDArray[np.float64] = np.where(v >= -708, np.ldexp(p, n.astype(np.int64)), 0.0)
+    return result
+
+
+def _block_sums(weights: NDArray[np.float64]) -> list[float]:
+    blocks = -(-len(weights) // _DRAW_BLOCK)
+    padded = np.zeros((blocks, _DRAW_BLOCK // 8, 8))
+    padded.reshape(-1)[: len(weights)] = weights
+    lanes = np.zeros((blocks, 8))
+    for step in range(padded.shape[1]):
+        lanes += padded[:, step]
+    for half in (4, 2, 1):
+        lanes = lanes[:, :half] + lanes[:, half:]
+    sums: list[float] = lanes[:, 0].tolist()
+    return sums
+
+
+def _pick(weights: list[float], wanted: float, reached: float) -> tuple[int, float]:
+    """Return the first index with which `reached` exceeds `wanted`, or the last of weight; and the sum before it."""
+    chosen, before = 0, reached
+    for index, weight in enumerate(weights):
+        if reached > wanted:
+            break
+        if weight > 0:
+            chosen, before = index, reached
+        reached += weight
+    return chosen, before
 
 
 def log_softmax_at(logits: Floats, ids: NDArray[np.int32], pool: ThreadPool) -> Floats:

@@ -193,28 +193,10 @@ class Sampler:
             ids, values = kernels.top_k(logits, self.top_k)
             weights = self._weights(values.tolist())
             return int(ids[_pick(weights[: self._kept(weights, math.fsum(weights))], draw)])
-        return self._sample_whole(logits, draw)
-
-    def _sample_whole(self, logits: NDArray[np.float32], draw: float) -> int:
-        """Choose from the whole vocabulary; sort only as many tokens as top-p needs."""
-        highest = float(np.fmax.reduce(logits))
-        _check_highest(highest)
-        with np.errstate(over="ignore"):  # a temperature near 0 makes the exponent minus infinity, as it should
-            exponents = (logits.astype(np.float64) - highest) / self.temperature
-        weights = np.exp(np.where(np.isnan(exponents), -np.inf, exponents))
-        if self.top_p == 1:
-            weights[weights < self.min_p] = 0
-            cumulative = np.cumsum(weights)
-            chosen = np.searchsorted(cumulative, draw * cumulative[-1], side="right")
-            return int(min(chosen, np.flatnonzero(weights)[-1]))
-        total = float(weights.sum())
-        count = 256
-        while True:
-            ids, values = kernels.top_k(logits, min(count, len(logits)))
-            sorted_weights = self._weights(values.tolist())
-            if count >= len(logits) or math.fsum(sorted_weights) >= self.top_p * total:
-                return int(ids[_pick(sorted_weights[: self._kept(sorted_weights, total)], draw)])
-            count *= 8
+        chosen = kernels.draw(logits, self.temperature, self.top_p, self.min_p, draw)
+        if chosen < 0:
+            _check_highest(float(np.fmax.reduce(logits)))
+        return chosen
 
     def _weights(self, values: list[float]) -> list[float]:
         """Return exp((value - highest) / temperature) for descending values."""
