@@ -5,8 +5,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include <utility>
-
 #if defined(__aarch64__) && !defined(HEARTHLM_PORTABLE)
 #define HEARTHLM_NEON 1
 #else
@@ -123,9 +121,18 @@ inline float sum_of(Vec v) {
 #endif
 }
 
+template <int... lane>
+struct Lanes {};
+template <int count, int... lane>
+struct LanesTo : LanesTo<count - 1, count - 1, lane...> {};
+template <int... lane>
+struct LanesTo<0, lane...> {
+  typedef Lanes<lane...> List;
+};
+
 // In every 2 * half lanes: first what `sum_of` makes of those of x when it halves them, then the same of y.
 template <int half, int... lane>
-inline Vec fold(Vec x, Vec y, std::integer_sequence<int, lane...>) {
+inline Vec fold(Vec x, Vec y, Lanes<lane...>) {
   // One operand stays in its lanes: a blend where a CPU has one, and half of the shuffles.
   Vec own = __builtin_shufflevector(x, y, (lane % (2 * half) < half ? lane : kLanes + lane)...);
   Vec other = __builtin_shufflevector(x, y, (lane % (2 * half) < half ? lane + half : kLanes + lane - half)...);
@@ -139,7 +146,7 @@ inline Vec sums_of(Vec* v) {
     return v[0];
   } else {
 #pragma GCC unroll 8
-    for (int i = 0; i < half; i++) v[i] = fold<half>(v[i], v[i + half], std::make_integer_sequence<int, kLanes>());
+    for (int i = 0; i < half; i++) v[i] = fold<half>(v[i], v[i + half], typename LanesTo<kLanes>::List());
     return sums_of<half / 2>(v);
   }
 }

@@ -20,6 +20,7 @@ from hearthlm import (
     PromptTemplate,
     PromptTemplates,
 )
+from hearthlm.runtime.engine import LONE_PREFILL_CHUNK
 from hearthlm.runtime.executor import ForwardRequest
 
 GOLDEN = Path(__file__).parent / "golden" / "outputs" / "0.10.14"
@@ -267,7 +268,7 @@ def test_a_thousand_cancels_at_random_moments_leave_the_session_right_and_nothin
                 session.cancel_generate_response_async()
                 future.result(timeout=10)
                 assert len(rows) <= num_steps + 1  # the one that had begun
-                assert max(rows, default=0) <= 128
+                assert max(rows, default=0) <= LONE_PREFILL_CHUNK
                 num_done = session.num_tokens - num_prompt_tokens
                 num_cut["decode" if num_done else "prefill"] += 1
                 if num_done < len(wanted):
