@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from demo_checkpoint import write_demo_checkpoint
@@ -20,7 +22,7 @@ from hearthlm.demo import model_path
 from hearthlm.exporter import export_bundle, export_tflite
 from hearthlm.formats.task_bundle import TaskBundle
 from hearthlm.runtime.kv_cache import cache_layouts
-from hearthlm.runtime.process_memory import free_memory, process_memory
+from hearthlm.runtime.process_memory import free_memory, give_back_freed_memory, process_memory
 from hearthlm.runtime.sampler import Sampler
 from hearthlm.runtime.session import Session
 
@@ -263,3 +265,15 @@ def test_more_than_there_is_ends_with_a_code_of_its_own(monkeypatch: pytest.Monk
     assert result.exit_code == ExitCode.TRY_LATER
     assert "are more than the 10.5 MB that are free" in result.stderr
     assert "peak" in result.stdout
+
+
+@pytest.mark.skipif(process_memory() is None or platform.libc_ver()[0] != "glibc", reason="only glibc keeps it")
+def test_what_was_freed_is_given_back() -> None:
+    kept = [np.ones(8000) for _ in range(1000)]  # 64 MB in pieces that the C library does not map one by one
+    del kept[:-1]  # the last one lies above them
+    before = process_memory()
+    give_back_freed_memory()
+    after = process_memory()
+    assert before is not None
+    assert after is not None
+    assert before.anonymous_bytes - after.anonymous_bytes > 50_000_000

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from hearthlm.formats import detect_format
 from hearthlm.formats.llm_metadata import SamplerDefaults
 from hearthlm.models.family import PromptTemplates
+from hearthlm.runtime.process_memory import give_back_freed_memory
 from hearthlm.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -154,17 +155,19 @@ def open_language_model(path: str | PathLike[str], text: TextSettings = TextSett
     Raises FileNotFoundError, ModelFormatError, or UnsupportedModelError for what is not understood, and ValueError for
     `text` where the file says it itself.
     """
-    kind = detect_format(path)
-    if kind in ("task", "litertlm", "tflite"):
+    model: LanguageModel
+    if detect_format(path) in ("task", "litertlm", "tflite"):
         from hearthlm.runtime.litert_language_model import LiteRtLanguageModel
 
-        return LiteRtLanguageModel.open(path, text)
-    from hearthlm.runtime.model import Model
+        model = LiteRtLanguageModel.open(path, text)
+    else:
+        from hearthlm.runtime.model import Model
 
-    model = Model.open(path)
-    if text != TextSettings():
-        model.close()
-        raise ValueError(
-            f"{path}: tokenizer_path, start_token and stop_tokens are for a bare .tflite; this model has its own"
-        )
+        model = Model.open(path)
+        if text != TextSettings():
+            model.close()
+            raise ValueError(
+                f"{path}: tokenizer_path, start_token and stop_tokens are for a bare .tflite; this model has its own"
+            )
+    give_back_freed_memory()  # checking a large vocabulary takes as much as keeping it
     return model

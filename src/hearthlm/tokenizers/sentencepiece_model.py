@@ -8,6 +8,7 @@ nothing reaches it that was not walked through here. Reading is linear in the si
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +24,7 @@ MAX_PIECE_BYTES = 4096
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_PIECES_AT_A_TIME = 4096  # so that few numbers are objects at the same time
 _BYTE_PIECE = re.compile(rb"<0x[0-9A-F]{2}>")
 
 
@@ -168,9 +170,9 @@ def _fields(data: bytes, position: int, end: int) -> dict[int, int | bytes]:
     return values
 
 
-def _short_messages(data: bytes, position: int) -> list[int]:
+def _short_messages(data: bytes, position: int) -> array[int]:
     """Return where the pieces begin that follow each other from `position` on, each of less than 128 bytes."""
-    begins, end = [], len(data) - 1
+    begins, end = array("q"), len(data) - 1
     # How long loading takes is decided here and in `_read_pieces`: a quarter of a million of them is common.
     while position < end and data[position] == 0x0A and (size := data[position + 1]) < 0x80:
         begins.append(position)
@@ -182,7 +184,7 @@ def _short_messages(data: bytes, position: int) -> list[int]:
 
 def _read_pieces(
     data: bytes,
-    begins: list[int],
+    begins: array[int],
     pieces: list[bytes],
     scores: list[bytes],
     declared: dict[int, int],
@@ -193,7 +195,7 @@ def _read_pieces(
     Nearly all are of one layout: text, score, perhaps type, each length in one byte. Those are read together.
     """
     octets = np.frombuffer(data, np.uint8)
-    begin = np.array(begins)
+    begin = np.frombuffer(begins, np.int64)
     stop = begin + 2 + octets[begin + 1]
     last = len(data) - 1
     text_end = begin + 4 + octets[np.minimum(begin + 3, last)]
@@ -208,13 +210,14 @@ def _read_pieces(
     count = len(pieces)
     runs = [-1, *np.flatnonzero(~is_plain).tolist(), len(begins)]
     for previous, index in pairwise(runs):
-        part = slice(previous + 1, index)
-        first = count + previous + 1
-        pieces += [data[a + 4 : b] for a, b in zip(begins[part], text_end[part].tolist(), strict=True)]
-        scores.append(octets[text_end[part, None] + np.arange(1, 5)].tobytes())
-        for i in np.flatnonzero(has_type[part]).tolist():
-            offset = int(stop[previous + 1 + i]) - 1
-            type_offsets[first + i], declared[first + i] = offset, data[offset]
+        for low in range(previous + 1, index, _PIECES_AT_A_TIME):
+            part = slice(low, min(low + _PIECES_AT_A_TIME, index))
+            bounds = zip(begins[part], text_end[part].tolist(), strict=True)
+            pieces += [data[a + 4 : b] for a, b in bounds]
+            scores.append(octets[text_end[part, None] + np.arange(1, 5)].tobytes())
+        for i in (previous + 1 + np.flatnonzero(has_type[previous + 1 : index])).tolist():
+            offset = int(stop[i]) - 1
+            type_offsets[count + i], declared[count + i] = offset, data[offset]
         if index < len(begins):
             _read_piece(data, begins[index] + 2, int(stop[index]), pieces, scores, declared, type_offsets)
     return int(stop[-1])
