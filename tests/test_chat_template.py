@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hearthlm import TemplateError
+from hearthlm import TemplateError, chat_template
 from hearthlm.chat_template import MAX_SOURCE_CHARS, ChatTemplate
 
 MESSAGES = [
@@ -285,6 +285,17 @@ def test_no_template_takes_long_or_writes_much(number: int) -> None:
         assert tracemalloc.get_traced_memory()[1] < 128 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_only_the_template_is_stopped_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", -1)
+
+    def finaliser() -> int:  # as the garbage collector may run one in the middle of a template
+        return sum(1 for _ in range(3))
+
+    assert chat_template._guarded(finaliser) == 3
+    with pytest.raises(TemplateError, match="expected to be done within"):
+        render("{% for i in range(10) %}{{ i }}{% endfor %}")
 
 
 def test_a_source_that_is_no_template_is_refused() -> None:
