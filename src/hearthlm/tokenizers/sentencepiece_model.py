@@ -11,7 +11,6 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -25,6 +24,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _PIECES_AT_A_TIME = 4096  # so that few numbers are objects at the same time
+_FEWEST_TOGETHER = 64  # arrays for less would cost more, and a hostile model could ask for millions
 _BYTE_PIECE = re.compile(rb"<0x[0-9A-F]{2}>")
 
 
@@ -71,7 +71,7 @@ def parse(data: bytes) -> SentencePieceModel:
     trainer: dict[int, int | bytes] = {}
     position, end = 0, len(data)
     while position < end:
-        if begins := _short_messages(data, position):
+        if len(begins := _short_messages(data, position)) >= _FEWEST_TOGETHER:
             position = _read_pieces(data, begins, pieces, scores, declared, type_offsets)
             continue
         field, wire, start, stop = _field(data, position, end)
@@ -192,35 +192,32 @@ def _read_pieces(
 ) -> int:
     """Add the pieces that `_short_messages` found; return where the last one ends.
 
-    Nearly all are of one layout: text, score, perhaps type, each length in one byte. Those are read together.
+    Nearly all are of one layout: text, score, perhaps type, each length in one byte. Where all are, they are read
+    together.
     """
     octets = np.frombuffer(data, np.uint8)
-    begin = np.frombuffer(begins, np.int64)
-    stop = begin + 2 + octets[begin + 1]
-    last = len(data) - 1
-    text_end = begin + 4 + octets[np.minimum(begin + 3, last)]
-    rest = stop - text_end
-    has_type = rest == 7
-    is_plain = (
-        (octets[np.minimum(begin + 2, last)] == 0x0A)
-        & ((rest == 5) | has_type)
-        & (octets[np.minimum(text_end, last)] == 0x15)
-        & (~has_type | (octets[stop - 2] == 0x18))
-    )
-    count = len(pieces)
-    runs = [-1, *np.flatnonzero(~is_plain).tolist(), len(begins)]
-    for previous, index in pairwise(runs):
-        for low in range(previous + 1, index, _PIECES_AT_A_TIME):
-            part = slice(low, min(low + _PIECES_AT_A_TIME, index))
-            bounds = zip(begins[part], text_end[part].tolist(), strict=True)
-            pieces += [data[a + 4 : b] for a, b in bounds]
-            scores.append(octets[text_end[part, None] + np.arange(1, 5)].tobytes())
-        for i in (previous + 1 + np.flatnonzero(has_type[previous + 1 : index])).tolist():
+    for low in range(0, len(begins), _PIECES_AT_A_TIME):
+        part = begins[low : low + _PIECES_AT_A_TIME]
+        begin = np.frombuffer(part, np.int64)
+        stop = begin + 2 + octets[begin + 1]
+        text_end = begin + 4 + octets[np.minimum(begin + 3, len(data) - 1)]
+        has_type = stop - text_end == 7
+        is_plain = (
+            (octets[np.minimum(begin + 2, len(data) - 1)] == 0x0A)
+            & ((stop - text_end == 5) | has_type)
+            & (octets[np.minimum(text_end, len(data) - 1)] == 0x15)
+            & (~has_type | (octets[stop - 2] == 0x18))
+        )
+        if not is_plain.all():
+            for a, b in zip(part, stop.tolist(), strict=True):
+                _read_piece(data, a + 2, b, pieces, scores, declared, type_offsets)
+            continue
+        for i in np.flatnonzero(has_type).tolist():
             offset = int(stop[i]) - 1
-            type_offsets[count + i], declared[count + i] = offset, data[offset]
-        if index < len(begins):
-            _read_piece(data, begins[index] + 2, int(stop[index]), pieces, scores, declared, type_offsets)
-    return int(stop[-1])
+            type_offsets[len(pieces) + i], declared[len(pieces) + i] = offset, data[offset]
+        pieces += [data[a + 4 : b] for a, b in zip(part, text_end.tolist(), strict=True)]
+        scores.append(octets[text_end[:, None] + np.arange(1, 5)].tobytes())
+    return begins[-1] + 2 + data[begins[-1] + 1]
 
 
 def _read_piece(
