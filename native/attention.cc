@@ -63,7 +63,7 @@ inline void store_row(const float* x, int64_t n, uint16_t* out) {
 }
 
 inline void store_row(const float* x, int64_t n, int8_t* out) {
-  float scale = quantize_row(x, n, out);
+  float scale = quantize_row(x, n, out).scale;
   memcpy(out + n, &scale, sizeof scale);
 }
 

@@ -511,29 +511,9 @@ struct QuantizeJob {
 void quantize_part(const void* context, int64_t begin, int64_t end, int) {
   const QuantizeJob& job = *static_cast<const QuantizeJob*>(context);
   for (int64_t row = begin; row < end; row++) {
-    const float* x = job.x + row * job.k;
-    int8_t* q = job.values + row * job.k;
-    Vec bounds{};
-    int64_t j = 0;
-    for (; j + kLanes <= job.k; j += kLanes) bounds = max_of(abs_of(load(x + j)), bounds);
-    if (j < job.k) bounds = max_of(abs_of(load_first(x + j, job.k - j)), bounds);
-    float bound = max_lane(bounds);
-    float inverse = 127.0f / bound;
-    bool is_zero = inverse == __builtin_inff();
-    if (is_zero) inverse = 0;
-    job.scales[row] = is_zero ? 0.0f : bound / 127.0f;
-    IntVec total{};
-    for (j = 0; j < job.k; j += kLanes) {
-      int64_t n = min_of<int64_t>(kLanes, job.k - j);
-      IntVec rounded = round_to_int((n == kLanes ? load(x + j) : load_first(x + j, n)) * inverse);
-      total += rounded;
-      typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-      Bytes bytes = __builtin_convertvector(rounded, Bytes);
-      memcpy(q + j, &bytes, static_cast<size_t>(n));
-    }
-    int32_t sum = 0;
-    for (int i = 0; i < kLanes; i++) sum += total[i];
-    job.sums[row] = sum;
+    QuantizedRow quantized = quantize_row(job.x + row * job.k, job.k, job.values + row * job.k);
+    job.scales[row] = quantized.scale;
+    job.sums[row] = quantized.sum;
   }
 }
 

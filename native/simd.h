@@ -234,8 +234,14 @@ inline void store_half(uint16_t* p, Vec v) {
 #endif
 }
 
-// q [n] = half to even of x / scale for finite x; returns the scale, max|x| / 127, or 0 where its inverse overflows.
-inline float quantize_row(const float* x, int64_t n, int8_t* q) {
+struct QuantizedRow {
+  float scale;
+  int32_t sum;
+};
+
+// q [n] = half to even of x / scale for finite x; returns the scale, max|x| / 127, or 0 where its inverse overflows, and
+// the sum of q.
+inline QuantizedRow quantize_row(const float* x, int64_t n, int8_t* q) {
   typedef int8_t Bytes __attribute__((vector_size(kLanes)));
   Vec bounds{};
   int64_t c = 0;
@@ -244,13 +250,18 @@ inline float quantize_row(const float* x, int64_t n, int8_t* q) {
   float bound = max_lane(bounds), inverse = 127.0f / bound;
   bool is_zero = inverse == __builtin_inff();
   if (is_zero) inverse = 0;
+  IntVec total{};
   for (c = 0; c < n; c += kLanes) {
     int64_t count = min_of<int64_t>(kLanes, n - c);
     Vec v = count == kLanes ? load(x + c) : load_first(x + c, count);
-    Bytes bytes = __builtin_convertvector(round_to_int(v * inverse), Bytes);
+    IntVec rounded = round_to_int(v * inverse);
+    total += rounded;
+    Bytes bytes = __builtin_convertvector(rounded, Bytes);
     memcpy(q + c, &bytes, static_cast<size_t>(count));
   }
-  return is_zero ? 0.0f : bound / 127.0f;
+  int32_t sum = 0;
+  for (int i = 0; i < kLanes; i++) sum += total[i];
+  return {is_zero ? 0.0f : bound / 127.0f, sum};
 }
 
 // e^v within 2 units in the last place, 0 below -87.33, infinity above 88.72.
