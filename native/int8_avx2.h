@@ -110,14 +110,16 @@ void fill_panel(const Matrix& w, int64_t first, int64_t begin, int64_t end, uint
 }
 
 template <int m>
-void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, const int32_t* from, int32_t* sums,
+              const Fetch& fetch) {
   __m256i acc[m][2];
 #pragma GCC unroll 6
   for (int r = 0; r < m; r++) {
-    acc[r][0] = load_bytes(sums + r * kPanelRows);
-    acc[r][1] = load_bytes(sums + r * kPanelRows + 8);
+    acc[r][0] = load_bytes(from + r * kPanelRows);
+    acc[r][1] = load_bytes(from + r * kPanelRows + 8);
   }
   for (int64_t s = 0; s < steps; s++, x += 4 * m, panel += kPanelRows * kStep) {
+    if (s % kFetchSteps == 0) fetch.next();
     __m256i u = load_bytes(panel), v = load_bytes(panel + 32);
 #pragma GCC unroll 6
     for (int r = 0; r < m; r++) {
@@ -135,11 +137,12 @@ void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sum
   }
 }
 
-inline void add_tile(int64_t rows, const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+inline void add_tile(int64_t rows, const int8_t* x, const uint8_t* panel, int64_t steps, const int32_t* from,
+                     int32_t* sums, const Fetch& fetch) {
   switch (rows) {
-    case kTileRows: return int_tile<kTileRows>(x, panel, steps, sums);
-    case 2: return int_tile<2>(x, panel, steps, sums);
-    default: return int_tile<1>(x, panel, steps, sums);
+    case kTileRows: return int_tile<kTileRows>(x, panel, steps, from, sums, fetch);
+    case 2: return int_tile<2>(x, panel, steps, from, sums, fetch);
+    default: return int_tile<1>(x, panel, steps, from, sums, fetch);
   }
 }
 

@@ -120,7 +120,7 @@ constexpr int64_t kPanelRows = 32;
 constexpr int64_t kStep = 4;
 constexpr int64_t kTileRows = 12;
 constexpr int64_t kRowMultiple = 1;
-constexpr int64_t kMinPanelRows = 96;  // of activations: until then groups of four rows of weights are as fast
+constexpr int64_t kMinPanelRows = 48;  // of activations: until then groups of four rows of weights are as fast
 
 inline int64_t tile_rows_at(int64_t rows_left) { return rows_left >= kTileRows ? kTileRows : rows_left >= 4 ? 4 : 1; }
 
@@ -182,15 +182,54 @@ void fill_panel(const Matrix& w, int64_t first, int64_t begin, int64_t end, uint
   }
 }
 
+#define HEARTHLM_TILE_TRANSPOSED 1
+
+// x [12, k] as a tile [steps][12][4], for int4 the even columns of a chunk before the odd ones.
+template <bool is_int4>
+void arrange_tile(const int8_t* x, int64_t k, int8_t* tile) {
+  constexpr int64_t kColumns = kChunkColumns<is_int4>;
+  auto store_steps = [&tile](const __m512i* rows) {
+    __m512i steps[16];
+    transpose(rows, steps);
+    for (int s = 0; s < 16; s++, tile += kTileRows * kStep) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(tile), _mm512_castsi512_si256(steps[s]));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(tile + 32), _mm512_extracti32x4_epi32(steps[s], 2));
+    }
+  };
+  for (int64_t j = 0; j < k; j += kColumns) {
+    __m512i first[16] = {}, second[16] = {};
+#pragma GCC unroll 12
+    for (int r = 0; r < kTileRows; r++) {
+      const int8_t* row = x + r * k + j;
+      int8_t last[kColumns];
+      if (j + kColumns > k) {
+        memset(last, 0, sizeof last);
+        memcpy(last, row, static_cast<size_t>(k - j));
+        row = last;
+      }
+      first[r] = _mm512_loadu_si512(row);
+      if constexpr (is_int4) {
+        __m512i a = first[r], b = _mm512_loadu_si512(row + 64);
+        first[r] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(a)), _mm512_cvtepi16_epi8(b), 1);
+        a = _mm512_srli_epi16(a, 8), b = _mm512_srli_epi16(b, 8);
+        second[r] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(a)), _mm512_cvtepi16_epi8(b), 1);
+      }
+    }
+    store_steps(first);
+    if constexpr (is_int4) store_steps(second);
+  }
+}
+
 // acc += w * the 4 activations at p, in every lane. The compiler spills intrinsics' accumulators to the stack.
 #define HEARTHLM_DOT(acc, w, p) asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(p)))
 
-// sums [12][32] += over `steps`; x [steps][12][4].
-void int_tile12(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+// sums [12][32] = from + products over `steps`; x [steps][12][4].
+void int_tile12(const int8_t* x, const uint8_t* panel, int64_t steps, const int32_t* from, int32_t* sums,
+                const Fetch& fetch) {
 #define HEARTHLM_ROWS(f) f(0) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11)
 #define HEARTHLM_LOAD(r)                                \
-  __m512i a##r = _mm512_loadu_si512(sums + r * 32),     \
-          b##r = _mm512_loadu_si512(sums + r * 32 + 16);
+  __m512i a##r = _mm512_loadu_si512(from + r * 32),     \
+          b##r = _mm512_loadu_si512(from + r * 32 + 16);
 #define HEARTHLM_STEP(r)        \
   HEARTHLM_DOT(a##r, u, p + r); \
   HEARTHLM_DOT(b##r, v, p + r);
@@ -200,9 +239,12 @@ void int_tile12(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* s
   typedef int32_t Step __attribute__((aligned(1), may_alias));
   const Step* p = reinterpret_cast<const Step*>(x);
   HEARTHLM_ROWS(HEARTHLM_LOAD)
-  for (int64_t s = 0; s < steps; s++, p += kTileRows, panel += kPanelRows * 4) {
-    __m512i u = _mm512_loadu_si512(panel), v = _mm512_loadu_si512(panel + 64);
-    HEARTHLM_ROWS(HEARTHLM_STEP)
+  for (int64_t s = 0; s < steps; s += kFetchSteps) {
+    fetch.next();
+    for (int64_t i = 0; i < kFetchSteps; i++, p += kTileRows, panel += kPanelRows * 4) {
+      __m512i u = _mm512_loadu_si512(panel), v = _mm512_loadu_si512(panel + 64);
+      HEARTHLM_ROWS(HEARTHLM_STEP)
+    }
   }
   HEARTHLM_ROWS(HEARTHLM_STORE)
 #undef HEARTHLM_ROWS
@@ -212,14 +254,16 @@ void int_tile12(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* s
 }
 
 template <int m>
-void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, const int32_t* from, int32_t* sums,
+              const Fetch& fetch) {
   __m512i acc[m][2];
 #pragma GCC unroll 4
   for (int r = 0; r < m; r++) {
-    acc[r][0] = _mm512_loadu_si512(sums + r * 32);
-    acc[r][1] = _mm512_loadu_si512(sums + r * 32 + 16);
+    acc[r][0] = _mm512_loadu_si512(from + r * 32);
+    acc[r][1] = _mm512_loadu_si512(from + r * 32 + 16);
   }
   for (int64_t s = 0; s < steps; s++, x += 4 * m, panel += kPanelRows * 4) {
+    if (s % kFetchSteps == 0) fetch.next();
     __m512i u = _mm512_loadu_si512(panel), v = _mm512_loadu_si512(panel + 64);
 #pragma GCC unroll 4
     for (int r = 0; r < m; r++) {
@@ -236,11 +280,12 @@ void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sum
   }
 }
 
-inline void add_tile(int64_t rows, const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+inline void add_tile(int64_t rows, const int8_t* x, const uint8_t* panel, int64_t steps, const int32_t* from,
+                     int32_t* sums, const Fetch& fetch) {
   switch (rows) {
-    case kTileRows: return int_tile12(x, panel, steps, sums);
-    case 4: return int_tile<4>(x, panel, steps, sums);
-    default: return int_tile<1>(x, panel, steps, sums);
+    case kTileRows: return int_tile12(x, panel, steps, from, sums, fetch);
+    case 4: return int_tile<4>(x, panel, steps, from, sums, fetch);
+    default: return int_tile<1>(x, panel, steps, from, sums, fetch);
   }
 }
 

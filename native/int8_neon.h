@@ -111,17 +111,19 @@ inline void store_steps(const Bytes* rows, uint8_t* out) {
 }
 
 template <int m>
-void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, const int32_t* from, int32_t* sums,
+              const Fetch& fetch) {
   int32x4_t acc[m / 2][6];
 #pragma GCC unroll 4
   for (int r = 0; r < m / 2; r++) {
 #pragma GCC unroll 6
     for (int c = 0; c < 6; c++) {
-      const int32_t* at = sums + 2 * r * kPanelRows + 2 * c;
+      const int32_t* at = from + 2 * r * kPanelRows + 2 * c;
       acc[r][c] = vcombine_s32(vld1_s32(at), vld1_s32(at + kPanelRows));
     }
   }
   for (int64_t s = 0; s < steps; s++, x += m * kStep, panel += kPanelRows * kStep) {
+    if (s % kFetchSteps == 0) fetch.next();
     int8x16_t rows[m / 2];
 #pragma GCC unroll 4
     for (int r = 0; r < m / 2; r++) rows[r] = load_bytes(x + 16 * r);
@@ -144,11 +146,12 @@ void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sum
   }
 }
 
-inline void add_tile(int64_t rows, const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+inline void add_tile(int64_t rows, const int8_t* x, const uint8_t* panel, int64_t steps, const int32_t* from,
+                     int32_t* sums, const Fetch& fetch) {
   switch (rows) {
-    case kTileRows: return int_tile<kTileRows>(x, panel, steps, sums);
-    case 4: return int_tile<4>(x, panel, steps, sums);
-    default: return int_tile<2>(x, panel, steps, sums);
+    case kTileRows: return int_tile<kTileRows>(x, panel, steps, from, sums, fetch);
+    case 4: return int_tile<4>(x, panel, steps, from, sums, fetch);
+    default: return int_tile<2>(x, panel, steps, from, sums, fetch);
   }
 }
 
@@ -175,14 +178,16 @@ inline void store_steps(const Bytes* rows, uint8_t* out) {
 }
 
 template <int m>
-void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
+void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, const int32_t* from, int32_t* sums,
+              const Fetch& fetch) {
   int32x4_t acc[m][3];
 #pragma GCC unroll 8
   for (int r = 0; r < m; r++) {
 #pragma GCC unroll 3
-    for (int c = 0; c < 3; c++) acc[r][c] = vld1q_s32(sums + r * kPanelRows + 4 * c);
+    for (int c = 0; c < 3; c++) acc[r][c] = vld1q_s32(from + r * kPanelRows + 4 * c);
   }
   for (int64_t s = 0; s < steps; s++, panel += kPanelRows * kStep) {
+    if (s % kFetchSteps == 0) fetch.next();
     int8x16_t w[3] = {load_bytes(panel), load_bytes(panel + 16), load_bytes(panel + 32)};
 #pragma GCC unroll 2
     for (int r = 0; r < m; r += 4, x += 16) {
@@ -203,8 +208,10 @@ void int_tile(const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sum
   }
 }
 
-inline void add_tile(int64_t rows, const int8_t* x, const uint8_t* panel, int64_t steps, int32_t* sums) {
-  rows == kTileRows ? int_tile<kTileRows>(x, panel, steps, sums) : int_tile<4>(x, panel, steps, sums);
+inline void add_tile(int64_t rows, const int8_t* x, const uint8_t* panel, int64_t steps, const int32_t* from,
+                     int32_t* sums, const Fetch& fetch) {
+  if (rows == kTileRows) return int_tile<kTileRows>(x, panel, steps, from, sums, fetch);
+  int_tile<4>(x, panel, steps, from, sums, fetch);
 }
 
 #endif

@@ -391,22 +391,31 @@ void arrange_rows(const void* context, int64_t begin, int64_t end, int) {
 // Many rows. kPanelRows rows of weights are unpacked and transposed into a panel [steps][kPanelRows][kStep] of bytes, a
 // step being kStep columns; activations lie in tiles [steps][tile rows][kStep]. A tile of sums stays in registers. Of
 // the instruction set are kPanelRows and kStep; `tile_rows_at`, which cuts rows of activations, a multiple of
-// kRowMultiple, into tiles of kTileRows and then smaller ones; `fill_panel`; `add_tile`, which adds the products of a
-// tile and a panel to sums [tile rows][kPanelRows]; and kMinPanelRows, from which on unpacking pays.
+// kRowMultiple, into tiles of kTileRows and then smaller ones; `fill_panel`; `add_tile`, which writes sums
+// [tile rows][kPanelRows], others' and the products of a tile and a panel, and meanwhile fetches lines of memory; and
+// kMinPanelRows, from which on unpacking pays.
 
 constexpr int kSumsSlot = 2;
-constexpr int64_t kBlockChunks = 16;  // per panel in memory: at most 32 KiB for int8, 64 KiB for int4
+constexpr int64_t kBlockColumns = 2048;  // of a panel in memory, at most 64 KiB
 
 template <bool is_int4>
 void arrange_tiles(const void* context, int64_t begin, int64_t end, int worker) {
   const IntJob& job = *static_cast<const IntJob*>(context);
-  int8_t* row = static_cast<int8_t*>(job.pool.scratch(worker, kPanelSlot, job.stride));
   int64_t padded = round_up(job.m, kRowMultiple);
   for (int64_t i = begin * kTileRows; i < min_of(end * kTileRows, padded);) {
     int64_t rows = tile_rows_at(padded - i);
     int8_t* tile = const_cast<int8_t*>(job.x) + i * job.stride;
+    const int8_t* values = job.values + i * job.w.columns;
+#ifdef HEARTHLM_TILE_TRANSPOSED
+    if (rows == kTileRows) {
+      arrange_tile<is_int4>(values, job.w.columns, tile);
+      i += rows;
+      continue;
+    }
+#endif
+    int8_t* row = static_cast<int8_t*>(job.pool.scratch(worker, kPanelSlot, job.stride));
     for (int64_t r = 0; r < rows; r++) {
-      if (i + r < job.m) arrange_row<is_int4>(job.values + (i + r) * job.w.columns, job.w.columns, row);
+      if (i + r < job.m) arrange_row<is_int4>(values + r * job.w.columns, job.w.columns, row);
       else memset(row, 0, static_cast<size_t>(job.stride));
       for (int64_t s = 0; s < job.stride / kStep; s++) memcpy(tile + (s * rows + r) * kStep, row + s * kStep, kStep);
     }
@@ -414,60 +423,87 @@ void arrange_tiles(const void* context, int64_t begin, int64_t end, int worker) 
   }
 }
 
-// A panel's sums to y. Without zero points vectors round as `finish` does: the exact sum fits 32 bits.
-template <bool is_int4>
-void finish_panel(const IntJob& job, const int32_t* sums, int64_t first) {
-  int64_t columns = min_of(kPanelRows, job.w.rows - first);
-  if (job.w.zero_points) {
-    for (int64_t i = 0; i < job.m; i++, sums += kPanelRows) {
-      for (int64_t c = 0; c < columns; c++) finish(job, sums[c], kBias<is_int4>, i, first + c);
-    }
-    return;
-  }
-  constexpr int64_t kVecs = kPanelRows / kLanes;
+// What one panel's sums become y by.
+struct PanelScales {
+  static constexpr int64_t kVecs = kPanelRows / kLanes;
+  int64_t first, columns;  // of y
   Vec scales[kVecs], bias[kVecs] = {};
   int64_t sizes[kVecs];
-  for (int64_t v = 0; v < kVecs; v++) {
-    sizes[v] = max_of<int64_t>(min_of<int64_t>(columns - v * kLanes, kLanes), 0);
-    scales[v] = load_first(job.w.scales + first + v * kLanes, sizes[v]);
-    if (job.bias) bias[v] = load_first(job.bias + first + v * kLanes, sizes[v]);
-  }
-  for (int64_t i = 0; i < job.m; i++, sums += kPanelRows) {
-    IntVec excess = IntVec{} + static_cast<int32_t>(kBias<is_int4>) * job.sums[i];
-    float* out = job.y + i * job.w.rows + first;
+
+  PanelScales(const IntJob& job, int64_t first) : first(first), columns(min_of(kPanelRows, job.w.rows - first)) {
     for (int64_t v = 0; v < kVecs; v++) {
-      Vec exact = __builtin_convertvector(*reinterpret_cast<const UnalignedIntVec*>(sums + v * kLanes) - excess, Vec);
-      Vec y = exact * (scales[v] * job.scales[i]);
-      if (job.bias) y += bias[v];
-      if (columns == kPanelRows) store(out + v * kLanes, y);
-      else store_first(out + v * kLanes, y, sizes[v]);
+      sizes[v] = max_of<int64_t>(min_of<int64_t>(columns - v * kLanes, kLanes), 0);
+      scales[v] = load_first(job.w.scales + first + v * kLanes, sizes[v]);
+      if (job.bias) bias[v] = load_first(job.bias + first + v * kLanes, sizes[v]);
     }
+  }
+};
+
+// Vectors round as `finish` does without zero points: the exact sum fits 32 bits.
+template <bool is_int4, bool is_whole>
+inline void finish_vectors(const IntJob& job, const PanelScales& panel, const int32_t* sums, int64_t begin, int64_t end) {
+  bool is_biased = job.bias != nullptr;
+  for (int64_t i = begin; i < end; i++, sums += kPanelRows) {
+    IntVec excess = IntVec{} + static_cast<int32_t>(kBias<is_int4>) * job.sums[i];
+    float* out = job.y + i * job.w.rows + panel.first;
+    for (int64_t v = 0; v < PanelScales::kVecs; v++) {
+      Vec exact = __builtin_convertvector(*reinterpret_cast<const UnalignedIntVec*>(sums + v * kLanes) - excess, Vec);
+      Vec y = exact * (panel.scales[v] * job.scales[i]);
+      if (is_biased) y += panel.bias[v];
+      if constexpr (is_whole) store(out + v * kLanes, y);
+      else store_first(out + v * kLanes, y, panel.sizes[v]);
+    }
+  }
+}
+
+// A tile's sums to rows [begin, end) of y.
+template <bool is_int4>
+void finish_tile(const IntJob& job, const PanelScales& panel, const int32_t* sums, int64_t begin, int64_t end) {
+  if (job.w.zero_points) {
+    for (int64_t i = begin; i < end; i++, sums += kPanelRows) {
+      for (int64_t c = 0; c < panel.columns; c++) finish(job, sums[c], kBias<is_int4>, i, panel.first + c);
+    }
+  } else if (panel.columns == kPanelRows) {
+    finish_vectors<is_int4, true>(job, panel, sums, begin, end);
+  } else {
+    finish_vectors<is_int4, false>(job, panel, sums, begin, end);
   }
 }
 
 template <bool is_int4>
 void int_panels(const void* context, int64_t begin, int64_t end, int worker) {
+  static constexpr int32_t kZeros[kTileRows * kPanelRows] = {};
   const IntJob& job = *static_cast<const IntJob*>(context);
-  int64_t chunks = chunks_of(job.w), padded = round_up(job.m, kRowMultiple);
-  int64_t blocks = (chunks + kBlockChunks - 1) / kBlockChunks, block = (chunks + blocks - 1) / blocks;  // of a size
-  auto* panel = static_cast<uint8_t*>(
-      job.pool.scratch(worker, kPanelSlot, kBlockChunks * kChunkColumns<is_int4> * kPanelRows));
-  auto* sums = static_cast<int32_t*>(job.pool.scratch(worker, kSumsSlot, padded * kPanelRows * 4));
+  int64_t bytes = row_bytes(job.w), chunks = chunks_of(job.w), padded = round_up(job.m, kRowMultiple);
+  int64_t blocks = (job.w.columns + kBlockColumns - 1) / kBlockColumns, block = (chunks + blocks - 1) / blocks;  // of a size
+  auto* panel = static_cast<uint8_t*>(job.pool.scratch(worker, kPanelSlot, kBlockColumns * kPanelRows));
+  auto* sums = static_cast<int32_t*>(
+      job.pool.scratch(worker, kSumsSlot, (blocks == 1 ? kTileRows : padded) * kPanelRows * 4));
   for (int64_t p = begin; p < end; p++) {
     int64_t first = p * kPanelRows;
-    memset(sums, 0, static_cast<size_t>(padded * kPanelRows * 4));
+    PanelScales scales(job, first);
     for (int64_t chunk = 0; chunk < chunks; chunk += block) {
       int64_t chunk_end = min_of(chunk + block, chunks);
       int64_t steps = (chunk_end - chunk) * kChunkColumns<is_int4> / kStep;
+      bool is_last = chunk_end == chunks;
       fill_panel<is_int4>(job.w, first, chunk, chunk_end, panel);
+      // The block of weights after this one. Threads go on side by side, so the next panel is probably that far.
+      int64_t next = is_last ? 0 : chunk_end, next_row = is_last ? first + job.pool.threads() * kPanelRows : first;
+      int64_t next_bytes = min_of((next + block) * kChunk, bytes) - next * kChunk;
+      Lines weights(static_cast<const uint8_t*>(job.w.data) + next_row * bytes + next * kChunk, bytes, next_bytes);
+      if (next_row + kPanelRows > job.w.rows) weights.clear();
       for (int64_t i = 0; i < padded;) {
         int64_t rows = tile_rows_at(padded - i);
         const int8_t* x = job.x + i * job.stride + chunk * kChunkColumns<is_int4> * rows;
-        add_tile(rows, x, panel, steps, sums + i * kPanelRows);
+        int32_t* tile = blocks == 1 ? sums : sums + i * kPanelRows;
+        weights.allow(kPanelRows * (i + rows) / padded);
+        Lines results(job.y + i * job.w.rows + first, job.w.rows * 4, kPanelRows * 4);
+        if (is_last) results.allow(min_of(rows, job.m - i));
+        add_tile(rows, x, panel, steps, chunk == 0 ? kZeros : tile, tile, Fetch{results, weights});
+        if (is_last) finish_tile<is_int4>(job, scales, tile, i, min_of(i + rows, job.m));
         i += rows;
       }
     }
-    finish_panel<is_int4>(job, sums, first);
   }
 }
 #endif

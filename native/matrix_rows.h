@@ -111,5 +111,44 @@ constexpr int64_t kChunkColumns = is_int4 ? 2 * kChunk : kChunk;
 template <bool is_int4>
 constexpr int64_t kChunkBytes = !is_int4 && !HEARTHLM_WIDE_ACTIVATIONS ? kChunk : 2 * kChunk;  // of activations
 
+// The cache lines of a rectangle, `width` bytes of rows that begin `stride` bytes apart, to be fetched row by row.
+class Lines {
+ public:
+  Lines(const void* first, int64_t stride, int64_t width)
+      : row_(reinterpret_cast<uintptr_t>(first)), stride_(stride), width_(width) {}
+
+  void allow(int64_t rows) { rows_ = rows; }  // from the first on
+  void clear() { width_ = 0; }
+
+  // Asks for the next line, if there is one.
+  bool fetch() {
+    if (fetched_ >= rows_ || width_ <= 0) return false;
+    prefetch(reinterpret_cast<const void*>(row_), offset_);
+    offset_ += 64;
+    if (offset_ >= width_) {
+      offset_ = 0;
+      row_ += static_cast<uintptr_t>(stride_);
+      fetched_++;
+    }
+    return true;
+  }
+
+ private:
+  uintptr_t row_;
+  int64_t stride_, width_, offset_ = 0, rows_ = 0, fetched_ = 0;
+};
+
+// What memory brings while a tile is computed: its part of y, then weights for later. One line every kFetchSteps steps
+// keeps within what a core can wait for at once; a block is a multiple of them.
+constexpr int64_t kFetchSteps = 4;
+
+struct Fetch {
+  Lines& results;
+  Lines& weights;
+  void next() const {
+    if (!results.fetch()) weights.fetch();
+  }
+};
+
 }  // namespace
 }  // namespace hearthlm::HEARTHLM_TARGET

@@ -28,6 +28,9 @@ INTEGER_TYPES: tuple[WeightType, ...] = ("int8", "int4")
 ALL_TYPES = FLOAT_TYPES + INTEGER_TYPES
 ACTIVATIONS: tuple[Activation, ...] = ("gelu_tanh", "gelu", "silu", "relu")
 HEAD_DIM = 40
+# Rows of activations, of weights and columns: so many of the first that every instruction set unpacks weights for them.
+MANY_ROWS = [(m, 37, 259) for m in range(100, 125)] + [(101, n, 64) for n in range(1, 66, 4)]
+MANY_ROWS += [(100, 5, c) for c in range(1, 131, 3)] + [(109, 40, 2049), (103, 33, 4225)]
 CACHE_TYPES = tuple(dtype.name for dtype in CACHE_DTYPES)
 
 
@@ -194,7 +197,7 @@ def linear_case(x: Floats | QuantizedRows, w: WeightMatrix, bias: Floats | None,
 def linear_cases(rng: np.random.Generator, pool: ThreadPool) -> Iterator[Case]:
     sizes = [(m, 5, c) for m in (1, 2, 3, 5, 8) for c in range(1, 131)]
     sizes += [(m, n, 64) for m in (1, 17) for n in range(1, 50)] + [(m, 37, 259) for m in range(1, 31)]
-    sizes += [(1, 70, 1152), (29, 40, 2049), (14, 33, 4096)]
+    sizes += [(1, 70, 1152), (29, 40, 2049), (14, 33, 4096), *MANY_ROWS[::3]]
     for dtype in INTEGER_TYPES:
         for m, n, columns in sizes:
             x, w = quantised(rng, m, columns), matrix(rng, dtype, n, columns, zero_points=bool(columns % 3 == 0))

@@ -20,6 +20,7 @@ from kernel_cases import (
     FLOAT_TYPES,
     HEAD_DIM,
     INTEGER_TYPES,
+    MANY_ROWS,
     Sequences,
     adapter,
     draws,
@@ -89,6 +90,7 @@ def test_integer_linear_equals_the_reference_bit_for_bit(
     sizes = [(m, 5, c) for m in (1, 2, 3, 4, 5, 8, 13) for c in range(1, 131)]
     sizes += [(m, n, c) for m in (1, 17) for n in range(1, 66, 3) for c in (1, 64, 127)]
     sizes += [(m, 37, 259) for m in range(1, 31)] + [(1, 700, 1152), (29, 70, 2049), (50, 33, 4096)]
+    sizes += MANY_ROWS
     for m, n, columns in sizes:
         x, w = quantised(rng, m, columns), matrix(rng, dtype, n, columns, zero_points)
         bias = floats(rng, n) if (m + n) % 2 else None
@@ -105,7 +107,7 @@ def test_integer_linear_does_not_saturate_or_overflow(
     rows[1] = highest
     rows[2, ::2], rows[3, 1::2] = highest, highest
     w = WeightMatrix(dtype, rows.shape, stored_as(dtype, rows, rng), np.ones(4, np.float32))
-    for m in (1, 3, 16):
+    for m in (1, 3, 16, 100):
         values = np.full((m, columns), 127, dtype=np.int8)
         values[1::3] = -128
         values[2::3, ::2] = -128
