@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 from click.testing import CliRunner
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -82,7 +83,7 @@ def command_line() -> str:
         "What `--help` says. Data goes to stdout, everything else to stderr; a failure is one line and an exit code.\n",
         _help_of(),
     ]
-    for name in sorted(cli.commands):
+    for name in cli.list_commands(click.Context(cli)):
         parts += [f"## {name}\n", _help_of(name)]
     return "\n".join(parts)
 

@@ -236,6 +236,25 @@ NB_MODULE(_native, m) {
           nb::arg(), nb::arg().none().noconvert(), nb::arg().none().noconvert(),
           nb::arg().none().noconvert(), nb::arg().noconvert(), nb::arg())
       .def(
+          "linear_gated",
+          [](const Set& set, In<int8_t> x, In<float> x_scales, In<int32_t> x_sums, int type, int64_t rows,
+             int64_t columns, Any gate, In<float> gate_scales, OptionalIn<float> gate_zero_points,
+             OptionalIn<float> gate_bias, Any up, In<float> up_scales, OptionalIn<float> up_zero_points,
+             OptionalIn<float> up_bias, int kind, Out<float> y, ThreadPool& pool) {
+            set.perform(pool, gate.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), x_scales = x_scales.data(), x_sums = x_sums.data(),
+                         m = length_of(x, 0), gate = matrix(gate, type, rows, columns, gate_scales, gate_zero_points),
+                         gate_bias = data_or_null(gate_bias),
+                         up = matrix(up, type, rows, columns, up_scales, up_zero_points),
+                         up_bias = data_or_null(up_bias), kind = static_cast<Activation>(kind), y = y.data()] {
+                          k.linear_gated(x, x_scales, x_sums, m, gate, gate_bias, up, up_bias, kind, y, pool);
+                        });
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
+          nb::arg(), nb::arg().noconvert(), nb::arg().none().noconvert(), nb::arg().none().noconvert(), nb::arg(),
+          nb::arg().noconvert(), nb::arg().none().noconvert(), nb::arg().none().noconvert(), nb::arg(),
+          nb::arg().noconvert(), nb::arg())
+      .def(
           "lora_add",
           [](const Set& set, In<float> x, const std::vector<std::tuple<int64_t, int64_t, const LoraView*>>& adapted,
              Out<float> y, ThreadPool& pool) {

@@ -151,6 +151,20 @@ void linear_int8(Call& c) {
                   c.out<float>(0), c.pool);
 }
 
+void linear_gated(Call& c) {
+  const auto* x = c.in<int8_t>(0);
+  Matrix gate = c.matrix(1, 3), up = c.matrix(1, 7);
+  auto kind = static_cast<Activation>(c.number(4));
+  c.k.linear_gated(x, c.floats(1), c.in<int32_t>(2), c.number(0), gate, c.floats(6), up, c.floats(10), kind,
+                   c.out<float>(0), c.pool);
+  for (int64_t i = 0; i < c.number(0); i++) {
+    c.check_row(c.out<float>(0) + i * gate.rows, nullptr, gate.rows, [&](float* y) {
+      c.k.linear_gated(x + i * gate.columns, c.floats(1) + i, c.in<int32_t>(2) + i, 1, gate, c.floats(6), up,
+                       c.floats(10), kind, y, c.pool);
+    });
+  }
+}
+
 void linear_float(Call& c) {
   Matrix w = c.matrix(1, 1);
   c.k.linear_float(c.floats(0), c.number(0), w, c.floats(4), c.out<float>(0), c.pool);
@@ -264,7 +278,7 @@ void round_compensated(Call& c) {
 }
 
 const std::map<std::string, void (*)(Call&)> kCalls = {
-    {"linear_int8", linear_int8}, {"linear_float", linear_float}, {"lora_add", lora_add},
+    {"linear_int8", linear_int8}, {"linear_gated", linear_gated}, {"linear_float", linear_float}, {"lora_add", lora_add},
     {"quantize_rows", quantize_rows}, {"embed_rows", embed_rows}, {"rms_norm", rms_norm},
     {"layer_norm", layer_norm}, {"rope", rope}, {"activation", activation}, {"add", add}, {"soft_cap", soft_cap},
     {"attention", attention}, {"top_k", top_k}, {"draw", draw}, {"log_softmax_at", log_softmax_at},

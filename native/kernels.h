@@ -70,6 +70,11 @@ struct Kernels {
   void (*linear_int8)(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& w,
                       const float* bias, float* y, ThreadPool& pool);
 
+  // y = act(linear_int8 by gate) * linear_int8 by up, both of one type and shape.
+  void (*linear_gated)(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& gate,
+                       const float* gate_bias, const Matrix& up, const float* up_bias, Activation kind, float* y,
+                       ThreadPool& pool);
+
   // y [m, n] += scale * (x [m, k] * down^T) * up, for the rows of each of `count` groups.
   void (*lora_add)(const float* x, const LoraRows* groups, int64_t count, float* y, ThreadPool& pool);
 

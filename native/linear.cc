@@ -1,3 +1,4 @@
+#include "activation.h"
 #include "kernels.h"
 #include "matrix_rows.h"
 #include "simd.h"
@@ -24,6 +25,8 @@ namespace {
 // Slots of scratch memory.
 constexpr int kRowsSlot = 0;   // of the caller: the activations, read by every worker
 constexpr int kPanelSlot = 1;  // weights unpacked for several rows of activations
+constexpr int kSumsSlot = 2;   // a panel's, from block to block
+constexpr int kUpSlot = 3;     // what a gate is multiplied by
 
 // Rows per part so that a part is one long stream of memory, but the threads still end together.
 inline int64_t stream_grain(const Matrix& w, int threads) {
@@ -269,19 +272,39 @@ inline void int_dots(const int8_t* x, int64_t stride, const uint8_t* w, int64_t 
 constexpr int64_t kBlockBytes = 192 << 10;
 constexpr int64_t kMinColumns = 16;  // of y, a cache line: threads that share one wait for each other
 
+// y = x * w^T, or act(x * w^T) * (x * up^T).
 struct IntJob {
   const int8_t* x;  // arranged: [m, stride], or tiles of them
   const float* scales;
   const int32_t* sums;
   int64_t m, stride;
-  const Matrix& w;
+  Matrix w;
   const float* bias;
+  const Matrix* up;  // of w's type and shape, or null
+  const float* up_bias;
+  Activation kind;
   float* y;
   ThreadPool& pool;
   const int8_t* values;  // [m, columns] as they came
+  // y[i, n] is at y + (i - first_row) * y_stride + n - first_column
+  int64_t y_stride, first_row = 0, first_column = 0;
+
+  float* y_at(int64_t i, int64_t n) const { return y + (i - first_row) * y_stride + n - first_column; }
+
+  // The product with `up`, of the part of y that begins at [row, column], to `memory`.
+  IntJob product_of_up(float* memory, int64_t memory_stride, int64_t row, int64_t column) const {
+    IntJob job = *this;
+    job.w = *up;
+    job.bias = up_bias;
+    job.y = memory;
+    job.y_stride = memory_stride;
+    job.first_row = row;
+    job.first_column = column;
+    return job;
+  }
 };
 
-inline void finish(const IntJob& job, int64_t acc, int64_t bias, int64_t i, int64_t n) {
+inline float finished(const IntJob& job, int64_t acc, int64_t bias, int64_t i, int64_t n) {
   int64_t exact = acc - bias * job.sums[i];
   float y;
   if (job.w.zero_points) {
@@ -292,14 +315,14 @@ inline void finish(const IntJob& job, int64_t acc, int64_t bias, int64_t i, int6
     y = static_cast<float>(exact);
   }
   y = y * (job.scales[i] * job.w.scales[n]);
-  job.y[i * job.w.rows + n] = job.bias ? y + job.bias[n] : y;
+  return job.bias ? y + job.bias[n] : y;
 }
 
 template <bool is_int4, int m>
 inline void int_rows(const IntJob& job, int64_t first, int64_t n, const uint8_t* w, int64_t bytes) {
   int64_t acc[m];
   int_dots<is_int4, m>(job.x + first * job.stride, job.stride, w, bytes, acc);
-  for (int r = 0; r < m; r++) finish(job, acc[r], kBias<is_int4>, first + r, n);
+  for (int r = 0; r < m; r++) *job.y_at(first + r, n) = finished(job, acc[r], kBias<is_int4>, first + r, n);
 }
 
 // Rows of activations that stay in the second cache while weights pass by, a multiple of 4.
@@ -313,7 +336,7 @@ constexpr int64_t kMinFourRows = 2;  // of activations
 constexpr int64_t kMinFourRows = 1;
 #endif
 
-// Four columns of m rows of y. Without zero points vectors round as `finish` does: the exact sum fits 32 bits.
+// Four columns of m rows of y. Without zero points vectors round as `finished` does: the exact sum fits 32 bits.
 template <bool is_int4, int m>
 inline void int_four(const IntJob& job, int64_t i, int64_t n, const uint8_t* w, int64_t bytes) {
   typedef int32_t Ints __attribute__((vector_size(16)));
@@ -322,7 +345,7 @@ inline void int_four(const IntJob& job, int64_t i, int64_t n, const uint8_t* w, 
   dot_four<is_int4, m>(w, bytes, job.x + i * job.stride, job.stride, i / 4, (job.m + 3) / 4, totals);
   if (job.w.zero_points) {
     for (int r = 0; r < m; r++) {
-      for (int c = 0; c < 4; c++) finish(job, totals[r][c], kBias<is_int4>, i + r, n + c);
+      for (int c = 0; c < 4; c++) *job.y_at(i + r, n + c) = finished(job, totals[r][c], kBias<is_int4>, i + r, n + c);
     }
     return;
   }
@@ -335,7 +358,7 @@ inline void int_four(const IntJob& job, int64_t i, int64_t n, const uint8_t* w, 
     exact -= static_cast<int32_t>(kBias<is_int4>) * job.sums[i + r];
     Floats y = __builtin_convertvector(exact, Floats) * (scales * job.scales[i + r]);
     if (job.bias) y += bias;
-    memcpy(job.y + (i + r) * job.w.rows + n, &y, sizeof y);
+    memcpy(job.y_at(i + r, n), &y, sizeof y);
   }
 }
 #else
@@ -373,10 +396,17 @@ void int_block(const IntJob& job, int64_t first, int64_t last, int64_t begin, in
 }
 
 template <bool is_int4>
-void int_columns(const void* context, int64_t begin, int64_t end, int) {
+void int_columns(const void* context, int64_t begin, int64_t end, int worker) {
   const IntJob& job = *static_cast<const IntJob*>(context);
-  int64_t block = rows_per_block(job);
-  for (int64_t i = 0; i < job.m; i += block) int_block<is_int4>(job, i, min_of(i + block, job.m), begin, end);
+  int64_t block = rows_per_block(job), columns = end - begin;
+  for (int64_t i = 0; i < job.m; i += block) {
+    int64_t last = min_of(i + block, job.m);
+    int_block<is_int4>(job, i, last, begin, end);
+    if (!job.up) continue;
+    auto* up = static_cast<float*>(job.pool.scratch(worker, kUpSlot, (last - i) * columns * 4));
+    int_block<is_int4>(job.product_of_up(up, columns, i, begin), i, last, begin, end);
+    for (int64_t r = i; r < last; r++) activate(job.kind, job.y_at(r, begin), up + (r - i) * columns, columns);
+  }
 }
 
 template <bool is_int4>
@@ -395,7 +425,6 @@ void arrange_rows(const void* context, int64_t begin, int64_t end, int) {
 // [tile rows][kPanelRows], others' and the products of a tile and a panel, and meanwhile fetches lines of memory; and
 // kMinPanelRows, from which on unpacking pays.
 
-constexpr int kSumsSlot = 2;
 constexpr int64_t kBlockColumns = 2048;  // of a panel in memory, at most 64 KiB
 
 template <bool is_int4>
@@ -439,13 +468,14 @@ struct PanelScales {
   }
 };
 
-// Vectors round as `finish` does without zero points: the exact sum fits 32 bits.
+// Vectors round as `finished` does without zero points: the exact sum fits 32 bits.
 template <bool is_int4, bool is_whole>
-inline void finish_vectors(const IntJob& job, const PanelScales& panel, const int32_t* sums, int64_t begin, int64_t end) {
+inline void finish_vectors(const IntJob& job, const PanelScales& panel, const int32_t* sums, int64_t begin,
+                           int64_t end) {
   bool is_biased = job.bias != nullptr;
-  for (int64_t i = begin; i < end; i++, sums += kPanelRows) {
+  float* out = job.y_at(begin, panel.first);
+  for (int64_t i = begin; i < end; i++, sums += kPanelRows, out += job.y_stride) {
     IntVec excess = IntVec{} + static_cast<int32_t>(kBias<is_int4>) * job.sums[i];
-    float* out = job.y + i * job.w.rows + panel.first;
     for (int64_t v = 0; v < PanelScales::kVecs; v++) {
       Vec exact = __builtin_convertvector(*reinterpret_cast<const UnalignedIntVec*>(sums + v * kLanes) - excess, Vec);
       Vec y = exact * (panel.scales[v] * job.scales[i]);
@@ -461,7 +491,8 @@ template <bool is_int4>
 void finish_tile(const IntJob& job, const PanelScales& panel, const int32_t* sums, int64_t begin, int64_t end) {
   if (job.w.zero_points) {
     for (int64_t i = begin; i < end; i++, sums += kPanelRows) {
-      for (int64_t c = 0; c < panel.columns; c++) finish(job, sums[c], kBias<is_int4>, i, panel.first + c);
+      float* out = job.y_at(i, panel.first);
+      for (int64_t c = 0; c < panel.columns; c++) out[c] = finished(job, sums[c], kBias<is_int4>, i, panel.first + c);
     }
   } else if (panel.columns == kPanelRows) {
     finish_vectors<is_int4, true>(job, panel, sums, begin, end);
@@ -470,39 +501,61 @@ void finish_tile(const IntJob& job, const PanelScales& panel, const int32_t* sum
   }
 }
 
+// Columns [first, first + kPanelRows) of y. With `gate`, y is its up, and its y becomes the product.
 template <bool is_int4>
-void int_panels(const void* context, int64_t begin, int64_t end, int worker) {
+void int_panel(const IntJob& job, int64_t first, const IntJob* gate, const Matrix& next, int64_t next_first,
+               int worker) {
   static constexpr int32_t kZeros[kTileRows * kPanelRows] = {};
-  const IntJob& job = *static_cast<const IntJob*>(context);
   int64_t bytes = row_bytes(job.w), chunks = chunks_of(job.w), padded = round_up(job.m, kRowMultiple);
-  int64_t blocks = (job.w.columns + kBlockColumns - 1) / kBlockColumns, block = (chunks + blocks - 1) / blocks;  // of a size
+  int64_t blocks = (job.w.columns + kBlockColumns - 1) / kBlockColumns, block = (chunks + blocks - 1) / blocks;
   auto* panel = static_cast<uint8_t*>(job.pool.scratch(worker, kPanelSlot, kBlockColumns * kPanelRows));
   auto* sums = static_cast<int32_t*>(
       job.pool.scratch(worker, kSumsSlot, (blocks == 1 ? kTileRows : padded) * kPanelRows * 4));
-  for (int64_t p = begin; p < end; p++) {
-    int64_t first = p * kPanelRows;
-    PanelScales scales(job, first);
-    for (int64_t chunk = 0; chunk < chunks; chunk += block) {
-      int64_t chunk_end = min_of(chunk + block, chunks);
-      int64_t steps = (chunk_end - chunk) * kChunkColumns<is_int4> / kStep;
-      bool is_last = chunk_end == chunks;
-      fill_panel<is_int4>(job.w, first, chunk, chunk_end, panel);
-      // The block of weights after this one. Threads go on side by side, so the next panel is probably that far.
-      int64_t next = is_last ? 0 : chunk_end, next_row = is_last ? first + job.pool.threads() * kPanelRows : first;
-      int64_t next_bytes = min_of((next + block) * kChunk, bytes) - next * kChunk;
-      Lines weights(static_cast<const uint8_t*>(job.w.data) + next_row * bytes + next * kChunk, bytes, next_bytes);
-      if (next_row + kPanelRows > job.w.rows) weights.clear();
-      for (int64_t i = 0; i < padded;) {
-        int64_t rows = tile_rows_at(padded - i);
-        const int8_t* x = job.x + i * job.stride + chunk * kChunkColumns<is_int4> * rows;
-        int32_t* tile = blocks == 1 ? sums : sums + i * kPanelRows;
-        weights.allow(kPanelRows * (i + rows) / padded);
-        Lines results(job.y + i * job.w.rows + first, job.w.rows * 4, kPanelRows * 4);
-        if (is_last) results.allow(min_of(rows, job.m - i));
-        add_tile(rows, x, panel, steps, chunk == 0 ? kZeros : tile, tile, Fetch{results, weights});
-        if (is_last) finish_tile<is_int4>(job, scales, tile, i, min_of(i + rows, job.m));
-        i += rows;
+  PanelScales scales(job, first);
+  for (int64_t chunk = 0; chunk < chunks; chunk += block) {
+    int64_t chunk_end = min_of(chunk + block, chunks);
+    int64_t steps = (chunk_end - chunk) * kChunkColumns<is_int4> / kStep;
+    bool is_last = chunk_end == chunks;
+    fill_panel<is_int4>(job.w, first, chunk, chunk_end, panel);
+    const Matrix& next_w = is_last ? next : job.w;
+    int64_t next_row = is_last ? next_first : first, next_begin = is_last ? 0 : chunk_end * kChunk;
+    int64_t next_bytes = min_of(next_begin + block * kChunk, bytes) - next_begin;
+    Lines weights(static_cast<const uint8_t*>(next_w.data) + next_row * bytes + next_begin, bytes, next_bytes);
+    if (next_row + kPanelRows > next_w.rows) weights.clear();
+    for (int64_t i = 0; i < padded;) {
+      int64_t rows = tile_rows_at(padded - i), end = min_of(i + rows, job.m);
+      const int8_t* x = job.x + i * job.stride + chunk * kChunkColumns<is_int4> * rows;
+      int32_t* tile = blocks == 1 ? sums : sums + i * kPanelRows;
+      const IntJob& written = gate ? *gate : job;
+      Lines results(written.y_at(i, first), written.y_stride * 4, kPanelRows * 4);
+      if (is_last) results.allow(end - i);
+      weights.allow(kPanelRows * (i + rows) / padded);
+      add_tile(rows, x, panel, steps, chunk == 0 ? kZeros : tile, tile, Fetch{results, weights});
+      if (is_last && gate) {
+        float up[kTileRows * kPanelRows];
+        finish_tile<is_int4>(gate->product_of_up(up, kPanelRows, i, first), scales, tile, i, end);
+        for (int64_t r = i; r < end; r++) {
+          activate(gate->kind, gate->y_at(r, first), up + (r - i) * kPanelRows, scales.columns);
+        }
+      } else if (is_last) {
+        finish_tile<is_int4>(job, scales, tile, i, end);
       }
+      i += rows;
+    }
+  }
+}
+
+template <bool is_int4>
+void int_panels(const void* context, int64_t begin, int64_t end, int worker) {
+  const IntJob& job = *static_cast<const IntJob*>(context);
+  for (int64_t p = begin; p < end; p++) {
+    // Threads go on side by side, so this one's next panel is probably that far.
+    int64_t first = p * kPanelRows, next_first = first + job.pool.threads() * kPanelRows;
+    if (job.up) {
+      int_panel<is_int4>(job, first, nullptr, *job.up, first, worker);
+      int_panel<is_int4>(job.product_of_up(nullptr, 0, 0, 0), first, &job, job.w, next_first, worker);
+    } else {
+      int_panel<is_int4>(job, first, nullptr, job.w, next_first, worker);
     }
   }
 }
@@ -521,17 +574,29 @@ void run_int(IntJob& job) {
   job.x = static_cast<int8_t*>(job.pool.scratch(0, kRowsSlot, job.m * job.stride + 1));
   job.pool.run(job.m, 16, arrange_rows<is_int4>, &job);
   int64_t grain = stream_grain(job.w, job.pool.threads()) / ((min_of(job.m, rows_per_block(job)) + 3) / 4) + 1;
+  if (job.up) grain = (grain + 1) / 2;
   grain = round_up(max_of(grain, kMinColumns), kColumnGroup);
   job.pool.run(job.w.rows, grain, int_columns<is_int4>, &job);
 }
 
-void linear_int8(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& w,
-                 const float* bias, float* y, ThreadPool& pool) {
+void run_int(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& w,
+             const float* bias, const Matrix* up, const float* up_bias, Activation kind, float* y, ThreadPool& pool) {
   if (m == 0 || w.rows == 0) return;
   bool is_int4 = w.type == WeightType::kInt4;
   int64_t stride = chunks_of(w) * (is_int4 ? kChunkBytes<true> : kChunkBytes<false>);
-  IntJob job{nullptr, x_scales, x_sums, m, stride, w, bias, y, pool, x};
+  IntJob job{nullptr, x_scales, x_sums, m, stride, w, bias, up, up_bias, kind, y, pool, x, w.rows};
   is_int4 ? run_int<true>(job) : run_int<false>(job);
+}
+
+void linear_int8(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& w,
+                 const float* bias, float* y, ThreadPool& pool) {
+  run_int(x, x_scales, x_sums, m, w, bias, nullptr, nullptr, {}, y, pool);
+}
+
+void linear_gated(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& gate,
+                  const float* gate_bias, const Matrix& up, const float* up_bias, Activation kind, float* y,
+                  ThreadPool& pool) {
+  run_int(x, x_scales, x_sums, m, gate, gate_bias, &up, up_bias, kind, y, pool);
 }
 
 // ---- Quantised activations and embeddings -------------------------------------------------------------------------
@@ -590,6 +655,7 @@ void add_linear(Kernels& kernels) {
   kernels.quantize_rows = quantize_rows;
   kernels.linear_float = linear_float;
   kernels.linear_int8 = linear_int8;
+  kernels.linear_gated = linear_gated;
   kernels.embed_rows = embed_rows;
 }
 

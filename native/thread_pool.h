@@ -30,7 +30,7 @@ class ThreadPool {
   void run(int64_t count, int64_t grain, Part part, const void* context);
 
   // Memory of one worker, 64-byte aligned, not initialised, valid until that worker's next call with the same slot.
-  static constexpr int kSlots = 3;
+  static constexpr int kSlots = 4;
   void* scratch(int worker, int slot, int64_t bytes);
 
   // Ends the workers; the caller works alone from then on.

@@ -194,6 +194,24 @@ def linear_case(x: Floats | QuantizedRows, w: WeightMatrix, bias: Floats | None,
     return Case("linear_float", [len(x), *numbers], [x, *arrays], [Output(y, 1e-5, absolute)])
 
 
+def gated_cases(rng: np.random.Generator, pool: ThreadPool) -> Iterator[Case]:
+    sizes = [(m, n, 70) for m in (1, 2, 5, 19) for n in (1, 4, 33)] + [(1, 70, 1152), (29, 40, 2049), *MANY_ROWS[::6]]
+    for dtype in INTEGER_TYPES:
+        for i, (m, n, columns) in enumerate(sizes):
+            x = quantised(rng, m, columns)
+            gate, up = (matrix(rng, dtype, n, columns, zero_points=zeros) for zeros in (bool(n % 2), bool(m % 2)))
+            gate_bias, up_bias = (floats(rng, n) if has else None for has in (n % 3 == 0, m % 3 == 0))
+            kind = i % len(ACTIVATIONS)
+            y = reference.linear_gated(x, gate, gate_bias, up, up_bias, ACTIVATIONS[kind], pool)
+            numbers, arrays = stored(gate)
+            arrays += [NOTHING if gate_bias is None else gate_bias, *stored(up)[1]]
+            arrays += [NOTHING if up_bias is None else up_bias]
+            absolute = 1e-6 * float(np.max(np.abs(y), initial=1))
+            yield Case(
+                "linear_gated", [m, *numbers, kind], [x.values, x.scales, x.sums, *arrays], [Output(y, 1e-5, absolute)]
+            )
+
+
 def linear_cases(rng: np.random.Generator, pool: ThreadPool) -> Iterator[Case]:
     sizes = [(m, 5, c) for m in (1, 2, 3, 5, 8) for c in range(1, 131)]
     sizes += [(m, n, 64) for m in (1, 17) for n in range(1, 50)] + [(m, 37, 259) for m in range(1, 31)]
@@ -375,7 +393,7 @@ def main() -> None:
     rng, pool = np.random.default_rng(0), ThreadPool(1)
     with Path(sys.argv[1]).open("wb") as file:
         file.write(MAGIC)
-        for cases in (linear_cases, row_cases, lora_cases, element_cases, attention_cases, sampling_cases):
+        for cases in (linear_cases, gated_cases, row_cases, lora_cases, element_cases, attention_cases, sampling_cases):
             for case in cases(rng, pool):
                 file.write(case.encode())
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import pkgutil
 import select
 import shutil
 import signal
@@ -13,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 import random_models
 from click.testing import CliRunner
@@ -20,6 +23,7 @@ from demo_checkpoint import write_demo_checkpoint
 from litert_models import litert_model
 
 import hearthlm
+import hearthlm.cli
 from hearthlm.cli import ExitCode, cli
 from hearthlm.cli.exit_code import exit_code_of
 
@@ -367,6 +371,19 @@ def test_other_commands_fail_in_a_line_too(arguments: tuple[str | Path, ...], co
     assert result.returncode == code
     assert says in result.stderr.decode()
     assert "Traceback" not in result.stderr.decode()
+
+
+def test_a_command_is_imported_alone_and_each_can_be() -> None:
+    code = (
+        "import sys; from hearthlm.cli import cli; cli(['run', '--help'], standalone_mode=False); print(*sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert "hearthlm.cli.run" in loaded
+    assert not {"hearthlm.cli.serve", "hearthlm.cli.batch", "hearthlm.batch", "numpy"} & loaded
+    for module in pkgutil.iter_modules(hearthlm.cli.__path__):
+        importlib.import_module(f"hearthlm.cli.{module.name}")
+    assert sorted(cli.commands) == cli.list_commands(click.Context(cli))
 
 
 def test_a_shell_completes_commands_and_options() -> None:

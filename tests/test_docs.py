@@ -130,10 +130,15 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
 
 
 def test_every_command_and_option_is_in_the_site(site: Path) -> None:
+    import click
+
     from hearthlm.cli import cli
 
     text = page_text(site, "command-line.html")
-    for name, command in cli.commands.items():
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
         assert f"Usage: hearthlm {name} " in text
         for parameter in command.params:
             for option in parameter.opts:

@@ -97,6 +97,23 @@ def test_integer_linear_equals_the_reference_bit_for_bit(
         assert_same_bits(k.linear(x, w, bias, pool), reference.linear(x, w, bias, pool))
 
 
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+def test_a_gated_linear_equals_its_parts_bit_for_bit(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator, dtype: WeightType, kind: Activation
+) -> None:
+    sizes = [(m, n, 70) for m in (1, 2, 3, 4, 7, 17, 29) for n in (1, 3, 4, 31, 33)] + [(1, 700, 1152), (90, 37, 2300)]
+    for m, n, columns in [*sizes, *MANY_ROWS[::4]]:
+        x = quantised(rng, m, columns)
+        gate, up = (matrix(rng, dtype, n, columns, zero_points=zeros) for zeros in (bool(m % 2), bool(n % 2)))
+        gate_bias, up_bias = (floats(rng, n) if has else None for has in (n % 3 == 0, m % 3 == 0))
+        expected = k.linear(x, gate, gate_bias, pool)
+        k.gated_activation(expected, k.linear(x, up, up_bias, pool), kind, pool)
+        assert_same_bits(k.linear_gated(x, gate, gate_bias, up, up_bias, kind, pool), expected)
+        one = QuantizedRows(x.values[-1:], x.scales[-1:], x.sums[-1:])
+        assert_same_bits(k.linear_gated(one, gate, gate_bias, up, up_bias, kind, pool), expected[-1:])
+
+
 @pytest.mark.parametrize("dtype", INTEGER_TYPES)
 @pytest.mark.parametrize("columns", [1152, 65_536, 65_537, 140_001])
 def test_integer_linear_does_not_saturate_or_overflow(
@@ -774,6 +791,19 @@ def test_both_refuse_what_does_not_fit(k: Kernels, pool: ThreadPool, rng: np.ran
                 kernel.lora_add(x, [LoraRows(begin, end, adapter(rng, "float32", 2, columns, n))], y, pool)
         with pytest.raises(ValueError, match="float types"):
             kernel.lora_add(x, [LoraRows(0, 1, adapter(rng, "int8", 2, 8, 3))], y, pool)
+        rows, four = quantised(rng, 2, 8), matrix(rng, "int4", 3, 8)
+        for other in (matrix(rng, "int8", 3, 8), matrix(rng, "int4", 4, 8), matrix(rng, "int4", 3, 7)):
+            with pytest.raises(ValueError, match="gate and up: expected int8 or int4 of one type and shape, got int4"):
+                kernel.linear_gated(rows, four, None, other, None, "silu", pool)
+        whole = matrix(rng, "float32", 3, 8)
+        with pytest.raises(ValueError, match="gate and up: expected int8 or int4"):
+            kernel.linear_gated(rows, whole, None, whole, None, "silu", pool)
+        with pytest.raises(ValueError, match="up_bias: expected"):
+            kernel.linear_gated(rows, four, floats(rng, 3), four, floats(rng, 4), "silu", pool)
+        with pytest.raises(ValueError, match="x.values: expected"):
+            kernel.linear_gated(quantised(rng, 2, 9), four, None, four, None, "silu", pool)
+        with pytest.raises(ValueError, match="kind: expected"):
+            kernel.linear_gated(rows, four, None, four, None, "swish", pool)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="ids: expected 0 to 2, got -1 to 3"):
             kernel.embed_rows(np.array([-1, 3], np.int32), w, 1.0)
         with pytest.raises(ValueError, match="ids"):
@@ -818,6 +848,8 @@ def test_nothing_is_computed_from_no_rows(k: Kernels, pool: ThreadPool, rng: np.
             assert kernel.linear(x, matrix(rng, dtype, 3, 8), None, pool).shape == (0, 3)
         rows = kernel.quantize_rows(x, pool)
         assert kernel.linear(rows, matrix(rng, "int4", 3, 8), None, pool).shape == (0, 3)
+        w = matrix(rng, "int4", 3, 8)
+        assert kernel.linear_gated(rows, w, None, w, None, "silu", pool).shape == (0, 3)
         assert kernel.rms_norm(x, np.ones(8, np.float32), 1e-6, pool).shape == (0, 8)
         assert kernel.embed_rows(np.empty(0, np.int32), matrix(rng, "int8", 3, 8), 1.0).shape == (0, 8)
         u, scales = np.eye(8, dtype=np.float32), np.empty(0, np.float32)

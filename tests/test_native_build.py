@@ -12,7 +12,16 @@ import pytest
 
 NATIVE = Path(__file__).parents[1] / "native"
 PER_INSTRUCTION_SET = ("linear.cc", "attention.cc", "norm.cc", "rope.cc", "activation.cc", "sampling.cc", "rounding.cc")
-HEADERS = ("simd.h", "matrix_rows.h", "int8_avx2.h", "int8_avx512.h", "int8_neon.h", "int8_panel.h", "int8_portable.h")
+HEADERS = (
+    "activation.h",
+    "simd.h",
+    "matrix_rows.h",
+    "int8_avx2.h",
+    "int8_avx512.h",
+    "int8_neon.h",
+    "int8_panel.h",
+    "int8_portable.h",
+)
 OPTIONS = {
     "portable": ["-DHEARTHLM_PORTABLE"],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],

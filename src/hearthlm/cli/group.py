@@ -1,4 +1,4 @@
-"""The command `hearthlm`, to which every other module here adds its own."""
+"""The command `hearthlm`, to which every other module here adds its own when that is asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,40 @@ from hearthlm.cli.exit_code import ExitCode, exit_code_of, message_of
 COMPLETE_VARIABLE = "_HEARTHLM_COMPLETE"
 
 
+# The module of each command: those of all take longer to import than a short answer of a small model.
+_MODULES = {
+    "batch": "batch",
+    "bench": "bench",
+    "bundle": "bundle",
+    "chat": "chat",
+    "completion": "completion",
+    "convert": "convert",
+    "doctor": "doctor",
+    "estimate": "estimate",
+    "export": "export",
+    "inspect": "inspect",
+    "quantize": "convert",
+    "repack": "repack",
+    "run": "run",
+    "score": "score",
+    "serve": "serve",
+    "unbundle": "bundle",
+}
+
+
 class _Commands(click.Group):
-    """End with the shell's exit code after Ctrl-C, where click would write a line first."""
+    """Import a command when it is asked for.
+
+    After Ctrl-C the process ends with the shell's exit code, where click would write a line first.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _MODULES:
+            import_module(f"hearthlm.cli.{_MODULES[cmd_name]}")
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -37,6 +37,7 @@ __all__ = [
     "kv_append",
     "layer_norm",
     "linear",
+    "linear_gated",
     "log_softmax_at",
     "lora_add",
     "quantize_rows",
@@ -84,6 +85,7 @@ instruction_set = chosen.instruction_set
 record = chosen.record
 quantize_rows = chosen.quantize_rows
 linear = chosen.linear
+linear_gated = chosen.linear_gated
 lora_add = chosen.lora_add
 embed_rows = chosen.embed_rows
 rms_norm = chosen.rms_norm

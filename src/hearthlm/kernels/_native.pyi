@@ -85,6 +85,27 @@ class Kernels:
         pool: ThreadPool,
         /,
     ) -> None: ...
+    def linear_gated(
+        self,
+        x: NDArray[np.int8],
+        x_scales: _Floats,
+        x_sums: _Ints,
+        type: int,
+        rows: int,
+        columns: int,
+        gate: NDArray[Any],
+        gate_scales: _Floats,
+        gate_zero_points: _Floats | None,
+        gate_bias: _Floats | None,
+        up: NDArray[Any],
+        up_scales: _Floats,
+        up_zero_points: _Floats | None,
+        up_bias: _Floats | None,
+        kind: int,
+        y: _Floats,
+        pool: ThreadPool,
+        /,
+    ) -> None: ...
     def lora_add(
         self, x: _Floats, adapted: list[tuple[int, int, LoraView]], y: _Floats, pool: ThreadPool, /
     ) -> None: ...

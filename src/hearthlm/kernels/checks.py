@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hearthlm.kernels.cache_batch import CacheBatch
 from hearthlm.kernels.interface import Floats, LoraRows
+from hearthlm.quantization import WeightMatrix
 
 FLOAT32 = np.dtype(np.float32)
 INT32 = np.dtype(np.int32)
@@ -58,6 +59,17 @@ def check_attention(
         positions = int(np.max(batch.first_positions + np.diff(batch.row_begin), initial=0))
         if key_bias.shape[1] < positions:
             raise ValueError(f"key_bias: expected {positions} positions, got {key_bias.shape[1]}")
+
+
+def check_gated(gate: WeightMatrix, gate_bias: Floats | None, up: WeightMatrix, up_bias: Floats | None) -> None:
+    if gate.scales is None or (up.dtype, up.shape) != (gate.dtype, gate.shape):
+        raise ValueError(
+            f"gate and up: expected int8 or int4 of one type and shape, got {gate.dtype} {list(gate.shape)} and "
+            f"{up.dtype} {list(up.shape)}"
+        )
+    for name, bias in (("gate_bias", gate_bias), ("up_bias", up_bias)):
+        if bias is not None:
+            check(name, bias, gate.shape[:1])
 
 
 def check_lora(x: Floats, adapted: Sequence[LoraRows], y: Floats) -> None:

@@ -106,6 +106,22 @@ class Kernels(Protocol):
         """
         ...
 
+    def linear_gated(
+        self,
+        x: QuantizedRows,
+        gate: WeightMatrix,
+        gate_bias: Floats | None,
+        up: WeightMatrix,
+        up_bias: Floats | None,
+        kind: Activation,
+        pool: ThreadPool,
+    ) -> Floats:
+        """Return what `gated_activation` makes of `linear` by `gate` and by `up`, [m, n], the same bits.
+
+        Both matrices are int8 or int4, of one type and shape.
+        """
+        ...
+
     def lora_add(self, x: Floats, adapted: Sequence[LoraRows], y: Floats, pool: ThreadPool) -> None:
         """Add scale * (x A^T) B^T to the adapted rows of y [m, n], with x [m, k], in place.
 

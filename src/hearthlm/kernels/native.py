@@ -19,6 +19,7 @@ from hearthlm.kernels.checks import (
     check_attention,
     check_block_shape,
     check_draw,
+    check_gated,
     check_ids,
     check_lora,
     check_rounding,
@@ -64,10 +65,7 @@ class NativeKernels:
         if isinstance(x, QuantizedRows):
             if weight.scales is None:
                 raise ValueError(f"weight: expected int8 or int4 for quantised rows, got {weight.dtype}")
-            m = len(x.values)
-            check("x.values", x.values, (m, k), INT8)
-            if x.scales.shape != (m,) or x.sums.shape != (m,):
-                raise ValueError(f"x: expected {m} scales and sums, got {len(x.scales)} and {len(x.sums)}")
+            m = _num_rows(x, k)
             y = self._empty((m, n), FLOAT32)
             self._native.linear_int8(x.values, x.scales, x.sums, *matrix, bias, y, pool.native)
         else:
@@ -75,6 +73,36 @@ class NativeKernels:
             check("x", x, (m, k))
             y = self._empty((m, n), FLOAT32)
             self._native.linear_float(x, *matrix, bias, y, pool.native)
+        return y
+
+    def linear_gated(
+        self,
+        x: QuantizedRows,
+        gate: WeightMatrix,
+        gate_bias: Floats | None,
+        up: WeightMatrix,
+        up_bias: Floats | None,
+        kind: Activation,
+        pool: ThreadPool,
+    ) -> Floats:
+        check_gated(gate, gate_bias, up, up_bias)
+        assert gate.scales is not None and up.scales is not None  # `check_gated`
+        n, k = gate.shape
+        m = _num_rows(x, k)
+        y = self._empty((m, n), FLOAT32)
+        self._native.linear_gated(
+            x.values,
+            x.scales,
+            x.sums,
+            _WEIGHT_TYPES[gate.dtype],
+            n,
+            k,
+            *(gate.data, gate.scales, gate.zero_points, gate_bias),
+            *(up.data, up.scales, up.zero_points, up_bias),
+            _activation_index(kind),
+            y,
+            pool.native,
+        )
         return y
 
     def lora_add(self, x: Floats, adapted: Sequence[LoraRows], y: Floats, pool: ThreadPool) -> None:
@@ -249,6 +277,14 @@ class NativeRecording:
 
     def repeat(self, pool: ThreadPool) -> None:
         self.native.repeat(pool.native)
+
+
+def _num_rows(x: QuantizedRows, k: int) -> int:
+    m = len(x.values)
+    check("x.values", x.values, (m, k), INT8)
+    if x.scales.shape != (m,) or x.sums.shape != (m,):
+        raise ValueError(f"x: expected {m} scales and sums, got {len(x.scales)} and {len(x.sums)}")
+    return m
 
 
 def _activation_index(kind: Activation) -> int:

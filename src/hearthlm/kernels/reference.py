@@ -17,6 +17,7 @@ from hearthlm.kernels.checks import (
     check_attention,
     check_block_shape,
     check_draw,
+    check_gated,
     check_ids,
     check_lora,
     check_rounding,
@@ -76,6 +77,21 @@ def _linear_int8(x: QuantizedRows, weight: WeightMatrix) -> Floats:
     if weight.zero_points is not None:
         acc -= x.sums.astype(np.float64)[:, None] * weight.zero_points.astype(np.float64)
     return acc.astype(np.float32) * (x.scales[:, None] * weight.scales)
+
+
+def linear_gated(
+    x: QuantizedRows,
+    gate: WeightMatrix,
+    gate_bias: Floats | None,
+    up: WeightMatrix,
+    up_bias: Floats | None,
+    kind: Activation,
+    pool: ThreadPool,
+) -> Floats:
+    check_gated(gate, gate_bias, up, up_bias)
+    y = linear(x, gate, gate_bias, pool)
+    gated_activation(y, linear(x, up, up_bias, pool), kind, pool)
+    return y
 
 
 def lora_add(x: Floats, adapted: Sequence[LoraRows], y: Floats, pool: ThreadPool) -> None:

@@ -90,3 +90,13 @@ class Linear:
             ]
             x.using.lora_add(x.values, adapted, y, self._pool)
         return y
+
+    def gating(self, up: Linear, x: Activations, activation: kernels.Activation) -> NDArray[np.float32]:
+        """Return activation(self(x)) * up(x), float32 [m, out]."""
+        is_plain = not x.adapted and self._observe is None and self._quantizes and up._quantizes
+        if is_plain and self.weight.dtype == up.weight.dtype:
+            rows, pool = x.quantized(), self._pool
+            return x.using.linear_gated(rows, self.weight, self.bias, up.weight, up.bias, activation, pool)
+        y = self(x)
+        x.using.gated_activation(y, up(x), activation, self._pool)
+        return y

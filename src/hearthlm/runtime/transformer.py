@@ -463,8 +463,7 @@ class TransformerExecutor:
             h = layer.up(x)
             x.using.activation(h, self.architecture.activation, self._pool)
         else:
-            h = layer.gate(x)
-            x.using.gated_activation(h, layer.up(x), self.architecture.activation, self._pool)
+            h = layer.gate.gating(layer.up, x, self.architecture.activation)
         return layer.down(Activations(h, self._pool, x.adapted, x.using))
 
     def _norm(self, x: Rows, norm: Norm | None, weights: NormWeights, using: kernels.Kernels) -> Rows:
