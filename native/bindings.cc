@@ -66,6 +66,9 @@ Matrix matrix(const Any& data, int type, int64_t rows, int64_t columns, const Op
   return {data.data(), static_cast<WeightType>(type), rows, columns, data_or_null(scales), data_or_null(zero_points)};
 }
 
+// Weights of int8 or int4, scales, zero points, bias and result.
+using LinearArrays = std::tuple<Any, In<float>, OptionalIn<float>, OptionalIn<float>, Out<float>>;
+
 // The arrays of a CacheBatch, held for its lifetime.
 struct CacheView {
   In<int32_t> row_begin, first_positions;
@@ -222,19 +225,24 @@ NB_MODULE(_native, m) {
           nb::arg().none().noconvert(), nb::arg().none().noconvert(), nb::arg().noconvert(), nb::arg())
       .def(
           "linear_int8",
-          [](const Set& set, In<int8_t> x, In<float> x_scales, In<int32_t> x_sums, Any data, int type, int64_t rows,
-             int64_t columns, OptionalIn<float> scales, OptionalIn<float> zero_points, OptionalIn<float> bias,
-             Out<float> y, ThreadPool& pool) {
-            set.perform(pool, data.size() > kLong,
+          [](const Set& set, In<int8_t> x, In<float> x_scales, In<int32_t> x_sums, int type, int64_t columns,
+             const std::vector<LinearArrays>& arrays, ThreadPool& pool) {
+            std::vector<Linear> linears;
+            int64_t weights = 0;
+            for (const auto& [data, scales, zero_points, bias, y] : arrays) {
+              Matrix w = matrix(data, type, length_of(scales, 0), columns, scales, zero_points);
+              linears.push_back({w, data_or_null(bias), y.data()});
+              weights += w.rows * columns;
+            }
+            set.perform(pool, weights > static_cast<int64_t>(kLong),
                         [&k = set.k, &pool, x = x.data(), x_scales = x_scales.data(), x_sums = x_sums.data(),
-                         m = length_of(x, 0), w = matrix(data, type, rows, columns, scales, zero_points),
-                         bias = data_or_null(bias), y = y.data()] {
-                          k.linear_int8(x, x_scales, x_sums, m, w, bias, y, pool);
+                         m = length_of(x, 0), linears = std::move(linears)] {
+                          k.linear_int8(x, x_scales, x_sums, m, linears.data(), static_cast<int64_t>(linears.size()),
+                                        pool);
                         });
           },
-          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
-          nb::arg(), nb::arg().none().noconvert(), nb::arg().none().noconvert(),
-          nb::arg().none().noconvert(), nb::arg().noconvert(), nb::arg())
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(),
+          nb::arg().noconvert(), nb::arg())
       .def(
           "linear_gated",
           [](const Set& set, In<int8_t> x, In<float> x_scales, In<int32_t> x_sums, int type, int64_t rows,
@@ -243,11 +251,12 @@ NB_MODULE(_native, m) {
              OptionalIn<float> up_bias, int kind, Out<float> y, ThreadPool& pool) {
             set.perform(pool, gate.size() > kLong,
                         [&k = set.k, &pool, x = x.data(), x_scales = x_scales.data(), x_sums = x_sums.data(),
-                         m = length_of(x, 0), gate = matrix(gate, type, rows, columns, gate_scales, gate_zero_points),
-                         gate_bias = data_or_null(gate_bias),
+                         m = length_of(x, 0),
+                         gate = Linear{matrix(gate, type, rows, columns, gate_scales, gate_zero_points),
+                                       data_or_null(gate_bias), y.data()},
                          up = matrix(up, type, rows, columns, up_scales, up_zero_points),
-                         up_bias = data_or_null(up_bias), kind = static_cast<Activation>(kind), y = y.data()] {
-                          k.linear_gated(x, x_scales, x_sums, m, gate, gate_bias, up, up_bias, kind, y, pool);
+                         up_bias = data_or_null(up_bias), kind = static_cast<Activation>(kind)] {
+                          k.linear_gated(x, x_scales, x_sums, m, gate, up, up_bias, kind, pool);
                         });
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),

@@ -147,20 +147,20 @@ struct Call {
 };
 
 void linear_int8(Call& c) {
-  c.k.linear_int8(c.in<int8_t>(0), c.floats(1), c.in<int32_t>(2), c.number(0), c.matrix(1, 3), c.floats(6),
-                  c.out<float>(0), c.pool);
+  Linear linear{c.matrix(1, 3), c.floats(6), c.out<float>(0)};
+  c.k.linear_int8(c.in<int8_t>(0), c.floats(1), c.in<int32_t>(2), c.number(0), &linear, 1, c.pool);
 }
 
 void linear_gated(Call& c) {
   const auto* x = c.in<int8_t>(0);
   Matrix gate = c.matrix(1, 3), up = c.matrix(1, 7);
   auto kind = static_cast<Activation>(c.number(4));
-  c.k.linear_gated(x, c.floats(1), c.in<int32_t>(2), c.number(0), gate, c.floats(6), up, c.floats(10), kind,
-                   c.out<float>(0), c.pool);
+  c.k.linear_gated(x, c.floats(1), c.in<int32_t>(2), c.number(0), {gate, c.floats(6), c.out<float>(0)}, up,
+                   c.floats(10), kind, c.pool);
   for (int64_t i = 0; i < c.number(0); i++) {
     c.check_row(c.out<float>(0) + i * gate.rows, nullptr, gate.rows, [&](float* y) {
-      c.k.linear_gated(x + i * gate.columns, c.floats(1) + i, c.in<int32_t>(2) + i, 1, gate, c.floats(6), up,
-                       c.floats(10), kind, y, c.pool);
+      c.k.linear_gated(x + i * gate.columns, c.floats(1) + i, c.in<int32_t>(2) + i, 1, {gate, c.floats(6), y}, up,
+                       c.floats(10), kind, c.pool);
     });
   }
 }

@@ -27,6 +27,13 @@ struct Matrix {
   const float* zero_points;  // [rows] or null
 };
 
+// y [m, w.rows] = x [m, w.columns] * w^T + bias.
+struct Linear {
+  Matrix w;
+  const float* bias;  // [w.rows] or null
+  float* y;
+};
+
 enum class CacheType : int32_t { kFloat32, kFloat16, kInt8 };
 
 // The rows of a call grouped by sequence, and their cache blocks, see cache_batch.py. The rows of an int8 block are
@@ -66,14 +73,14 @@ struct Kernels {
   // y [m, n] = x [m, k] * w^T + bias. Float rows: w is widened to float. Bias may be null.
   void (*linear_float)(const float* x, int64_t m, const Matrix& w, const float* bias, float* y, ThreadPool& pool);
 
-  // Exact integer sums, w int8 or int4: y = float(sum x q - zero_point * sum x) * (x_scale * w_scale) + bias.
-  void (*linear_int8)(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& w,
-                      const float* bias, float* y, ThreadPool& pool);
+  // Exact integer sums: y = float(sum x q - zero_point * sum x) * (x_scale * w_scale) + bias, for each of `count`, all
+  // int8 or all int4, of as many columns.
+  void (*linear_int8)(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Linear* linears,
+                      int64_t count, ThreadPool& pool);
 
-  // y = act(linear_int8 by gate) * linear_int8 by up, both of one type and shape.
-  void (*linear_gated)(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& gate,
-                       const float* gate_bias, const Matrix& up, const float* up_bias, Activation kind, float* y,
-                       ThreadPool& pool);
+  // gate.y = act(linear_int8 by gate) * linear_int8 by up, both of one type and shape.
+  void (*linear_gated)(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Linear& gate,
+                       const Matrix& up, const float* up_bias, Activation kind, ThreadPool& pool);
 
   // y [m, n] += scale * (x [m, k] * down^T) * up, for the rows of each of `count` groups.
   void (*lora_add)(const float* x, const LoraRows* groups, int64_t count, float* y, ThreadPool& pool);

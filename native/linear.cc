@@ -29,10 +29,9 @@ constexpr int kSumsSlot = 2;   // a panel's, from block to block
 constexpr int kUpSlot = 3;     // what a gate is multiplied by
 
 // Rows per part so that a part is one long stream of memory, but the threads still end together.
-inline int64_t stream_grain(const Matrix& w, int threads) {
-  int64_t bytes = row_bytes(w) + 1;
-  int64_t wanted = min_of<int64_t>(max_of<int64_t>(bytes * w.rows / (threads * 8), 1 << 15), 1 << 20);
-  return wanted / bytes + 1;
+inline int64_t stream_grain(int64_t bytes, int64_t rows, int threads) {
+  int64_t wanted = min_of<int64_t>(max_of<int64_t>((bytes + 1) * rows / (threads * 8), 1 << 15), 1 << 20);
+  return wanted / (bytes + 1) + 1;
 }
 
 // ---- Weights as floats --------------------------------------------------------------------------------------------
@@ -164,7 +163,7 @@ void float_panels(const void* context, int64_t begin, int64_t end, int worker) {
 template <WeightType type>
 void run_float(const FloatJob& job) {
   if (job.m == 1) {
-    job.pool.run(job.w.rows, stream_grain(job.w, job.pool.threads()), float_one_row<type>, &job);
+    job.pool.run(job.w.rows, stream_grain(row_bytes(job.w), job.w.rows, job.pool.threads()), float_one_row<type>, &job);
   } else {
     job.pool.run((job.w.rows + job.panel_rows - 1) / job.panel_rows, 1, float_panels<type>, &job);
   }
@@ -284,7 +283,7 @@ struct IntJob {
   const float* up_bias;
   Activation kind;
   float* y;
-  ThreadPool& pool;
+  ThreadPool* pool;
   const int8_t* values;  // [m, columns] as they came
   // y[i, n] is at y + (i - first_row) * y_stride + n - first_column
   int64_t y_stride, first_row = 0, first_column = 0;
@@ -395,17 +394,45 @@ void int_block(const IntJob& job, int64_t first, int64_t last, int64_t begin, in
   }
 }
 
+// Jobs on the same activations, computed as one: parts are `grain` columns of one of them.
+constexpr int64_t kMaxJobs = 4;
+
+struct IntJobs {
+  IntJob* jobs;
+  int64_t count, grain;
+
+  int64_t parts() const {
+    int64_t parts = 0;
+    for (int64_t i = 0; i < count; i++) parts += (jobs[i].w.rows + grain - 1) / grain;
+    return parts;
+  }
+  // The job of a part and its first column; null past the last part.
+  const IntJob* find(int64_t part, int64_t& first) const {
+    for (int64_t i = 0; i < count; i++) {
+      int64_t parts = (jobs[i].w.rows + grain - 1) / grain;
+      first = part * grain;
+      if (part < parts) return &jobs[i];
+      part -= parts;
+    }
+    return nullptr;
+  }
+};
+
 template <bool is_int4>
-void int_columns(const void* context, int64_t begin, int64_t end, int worker) {
-  const IntJob& job = *static_cast<const IntJob*>(context);
-  int64_t block = rows_per_block(job), columns = end - begin;
-  for (int64_t i = 0; i < job.m; i += block) {
-    int64_t last = min_of(i + block, job.m);
-    int_block<is_int4>(job, i, last, begin, end);
-    if (!job.up) continue;
-    auto* up = static_cast<float*>(job.pool.scratch(worker, kUpSlot, (last - i) * columns * 4));
-    int_block<is_int4>(job.product_of_up(up, columns, i, begin), i, last, begin, end);
-    for (int64_t r = i; r < last; r++) activate(job.kind, job.y_at(r, begin), up + (r - i) * columns, columns);
+void int_columns(const void* context, int64_t begin_part, int64_t end_part, int worker) {
+  const IntJobs& jobs = *static_cast<const IntJobs*>(context);
+  for (int64_t part = begin_part; part < end_part; part++) {
+    int64_t begin;
+    const IntJob& job = *jobs.find(part, begin);
+    int64_t end = min_of(begin + jobs.grain, job.w.rows), block = rows_per_block(job), columns = end - begin;
+    for (int64_t i = 0; i < job.m; i += block) {
+      int64_t last = min_of(i + block, job.m);
+      int_block<is_int4>(job, i, last, begin, end);
+      if (!job.up) continue;
+      auto* up = static_cast<float*>(job.pool->scratch(worker, kUpSlot, (last - i) * columns * 4));
+      int_block<is_int4>(job.product_of_up(up, columns, i, begin), i, last, begin, end);
+      for (int64_t r = i; r < last; r++) activate(job.kind, job.y_at(r, begin), up + (r - i) * columns, columns);
+    }
   }
 }
 
@@ -442,7 +469,7 @@ void arrange_tiles(const void* context, int64_t begin, int64_t end, int worker) 
       continue;
     }
 #endif
-    int8_t* row = static_cast<int8_t*>(job.pool.scratch(worker, kPanelSlot, job.stride));
+    int8_t* row = static_cast<int8_t*>(job.pool->scratch(worker, kPanelSlot, job.stride));
     for (int64_t r = 0; r < rows; r++) {
       if (i + r < job.m) arrange_row<is_int4>(values + r * job.w.columns, job.w.columns, row);
       else memset(row, 0, static_cast<size_t>(job.stride));
@@ -508,9 +535,9 @@ void int_panel(const IntJob& job, int64_t first, const IntJob* gate, const Matri
   static constexpr int32_t kZeros[kTileRows * kPanelRows] = {};
   int64_t bytes = row_bytes(job.w), chunks = chunks_of(job.w), padded = round_up(job.m, kRowMultiple);
   int64_t blocks = (job.w.columns + kBlockColumns - 1) / kBlockColumns, block = (chunks + blocks - 1) / blocks;
-  auto* panel = static_cast<uint8_t*>(job.pool.scratch(worker, kPanelSlot, kBlockColumns * kPanelRows));
+  auto* panel = static_cast<uint8_t*>(job.pool->scratch(worker, kPanelSlot, kBlockColumns * kPanelRows));
   auto* sums = static_cast<int32_t*>(
-      job.pool.scratch(worker, kSumsSlot, (blocks == 1 ? kTileRows : padded) * kPanelRows * 4));
+      job.pool->scratch(worker, kSumsSlot, (blocks == 1 ? kTileRows : padded) * kPanelRows * 4));
   PanelScales scales(job, first);
   for (int64_t chunk = 0; chunk < chunks; chunk += block) {
     int64_t chunk_end = min_of(chunk + block, chunks);
@@ -547,56 +574,77 @@ void int_panel(const IntJob& job, int64_t first, const IntJob* gate, const Matri
 
 template <bool is_int4>
 void int_panels(const void* context, int64_t begin, int64_t end, int worker) {
-  const IntJob& job = *static_cast<const IntJob*>(context);
+  const IntJobs& jobs = *static_cast<const IntJobs*>(context);
   for (int64_t p = begin; p < end; p++) {
+    int64_t first, next_first = 0;
+    const IntJob& job = *jobs.find(p, first);
     // Threads go on side by side, so this one's next panel is probably that far.
-    int64_t first = p * kPanelRows, next_first = first + job.pool.threads() * kPanelRows;
+    const IntJob* next = jobs.find(p + job.pool->threads(), next_first);
+    const Matrix& next_w = next ? next->w : job.w;
+    if (!next) next_first = job.w.rows;
     if (job.up) {
       int_panel<is_int4>(job, first, nullptr, *job.up, first, worker);
-      int_panel<is_int4>(job.product_of_up(nullptr, 0, 0, 0), first, &job, job.w, next_first, worker);
+      int_panel<is_int4>(job.product_of_up(nullptr, 0, 0, 0), first, &job, next_w, next_first, worker);
     } else {
-      int_panel<is_int4>(job, first, nullptr, job.w, next_first, worker);
+      int_panel<is_int4>(job, first, nullptr, next_w, next_first, worker);
     }
   }
 }
 #endif
 
 template <bool is_int4>
-void run_int(IntJob& job) {
+void run_jobs(IntJob* jobs, int64_t count) {
+  const IntJob& job = jobs[0];
+  IntJobs all{jobs, count, 0};
 #if HEARTHLM_PANELS
   if (job.m >= kMinPanelRows && job.w.columns <= kMaxColumns) {
-    job.x = static_cast<int8_t*>(job.pool.scratch(0, kRowsSlot, round_up(job.m, kRowMultiple) * job.stride + 1));
-    job.pool.run((job.m + kTileRows - 1) / kTileRows, 4, arrange_tiles<is_int4>, &job);
-    job.pool.run((job.w.rows + kPanelRows - 1) / kPanelRows, 1, int_panels<is_int4>, &job);
+    void* x = job.pool->scratch(0, kRowsSlot, round_up(job.m, kRowMultiple) * job.stride + 1);
+    for (int64_t i = 0; i < count; i++) jobs[i].x = static_cast<int8_t*>(x);
+    job.pool->run((job.m + kTileRows - 1) / kTileRows, 4, arrange_tiles<is_int4>, &job);
+    all.grain = kPanelRows;
+    job.pool->run(all.parts(), 1, int_panels<is_int4>, &all);
     return;
   }
 #endif
-  job.x = static_cast<int8_t*>(job.pool.scratch(0, kRowsSlot, job.m * job.stride + 1));
-  job.pool.run(job.m, 16, arrange_rows<is_int4>, &job);
-  int64_t grain = stream_grain(job.w, job.pool.threads()) / ((min_of(job.m, rows_per_block(job)) + 3) / 4) + 1;
+  void* x = job.pool->scratch(0, kRowsSlot, job.m * job.stride + 1);
+  int64_t rows = 0;
+  for (int64_t i = 0; i < count; i++) {
+    jobs[i].x = static_cast<int8_t*>(x);
+    rows += jobs[i].w.rows * (jobs[i].up ? 2 : 1);
+  }
+  job.pool->run(job.m, 16, arrange_rows<is_int4>, &job);
+  int64_t grain = stream_grain(row_bytes(job.w), rows, job.pool->threads());
+  grain = grain / ((min_of(job.m, rows_per_block(job)) + 3) / 4) + 1;
   if (job.up) grain = (grain + 1) / 2;
-  grain = round_up(max_of(grain, kMinColumns), kColumnGroup);
-  job.pool.run(job.w.rows, grain, int_columns<is_int4>, &job);
+  all.grain = round_up(max_of(grain, kMinColumns), kColumnGroup);
+  job.pool->run(all.parts(), 1, int_columns<is_int4>, &all);
 }
 
-void run_int(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& w,
-             const float* bias, const Matrix* up, const float* up_bias, Activation kind, float* y, ThreadPool& pool) {
-  if (m == 0 || w.rows == 0) return;
-  bool is_int4 = w.type == WeightType::kInt4;
-  int64_t stride = chunks_of(w) * (is_int4 ? kChunkBytes<true> : kChunkBytes<false>);
-  IntJob job{nullptr, x_scales, x_sums, m, stride, w, bias, up, up_bias, kind, y, pool, x, w.rows};
-  is_int4 ? run_int<true>(job) : run_int<false>(job);
+IntJob job_of(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Linear& linear,
+              ThreadPool& pool) {
+  const Matrix& w = linear.w;
+  int64_t stride = chunks_of(w) * (w.type == WeightType::kInt4 ? kChunkBytes<true> : kChunkBytes<false>);
+  return {nullptr, x_scales, x_sums, m, stride, w, linear.bias, nullptr, nullptr, {}, linear.y, &pool, x, w.rows};
 }
 
-void linear_int8(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& w,
-                 const float* bias, float* y, ThreadPool& pool) {
-  run_int(x, x_scales, x_sums, m, w, bias, nullptr, nullptr, {}, y, pool);
+void linear_int8(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Linear* linears,
+                 int64_t count, ThreadPool& pool) {
+  for (int64_t begin = 0; m > 0 && begin < count; begin += kMaxJobs) {
+    int64_t size = min_of(count - begin, kMaxJobs);
+    IntJob first = job_of(x, x_scales, x_sums, m, linears[begin], pool), jobs[kMaxJobs] = {first, first, first, first};
+    for (int64_t i = 1; i < size; i++) jobs[i] = job_of(x, x_scales, x_sums, m, linears[begin + i], pool);
+    first.w.type == WeightType::kInt4 ? run_jobs<true>(jobs, size) : run_jobs<false>(jobs, size);
+  }
 }
 
-void linear_gated(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Matrix& gate,
-                  const float* gate_bias, const Matrix& up, const float* up_bias, Activation kind, float* y,
-                  ThreadPool& pool) {
-  run_int(x, x_scales, x_sums, m, gate, gate_bias, &up, up_bias, kind, y, pool);
+void linear_gated(const int8_t* x, const float* x_scales, const int32_t* x_sums, int64_t m, const Linear& gate,
+                  const Matrix& up, const float* up_bias, Activation kind, ThreadPool& pool) {
+  if (m == 0) return;
+  IntJob job = job_of(x, x_scales, x_sums, m, gate, pool);
+  job.up = &up;
+  job.up_bias = up_bias;
+  job.kind = kind;
+  up.type == WeightType::kInt4 ? run_jobs<true>(&job, 1) : run_jobs<false>(&job, 1);
 }
 
 // ---- Quantised activations and embeddings -------------------------------------------------------------------------

@@ -97,6 +97,20 @@ def test_integer_linear_equals_the_reference_bit_for_bit(
         assert_same_bits(k.linear(x, w, bias, pool), reference.linear(x, w, bias, pool))
 
 
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+def test_linears_together_equal_each_alone_bit_for_bit(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator, dtype: WeightType
+) -> None:
+    for m in (1, 2, 5, 16, 101):
+        for sizes in ((1,), (3, 70), (0, 5, 0), (256, 37, 1), (5, 4, 3, 2, 40, 33)):
+            x = quantised(rng, m, 300)
+            pairs = [(matrix(rng, dtype, n, 300, bool(n % 2)), floats(rng, n) if n % 3 else None) for n in sizes]
+            together = k.linear_each(x, pairs, pool)
+            assert len(together) == len(pairs)
+            for y, (weight, bias) in zip(together, pairs, strict=True):
+                assert_same_bits(y, k.linear(x, weight, bias, pool))
+
+
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", INTEGER_TYPES)
 def test_a_gated_linear_equals_its_parts_bit_for_bit(
@@ -798,6 +812,13 @@ def test_both_refuse_what_does_not_fit(k: Kernels, pool: ThreadPool, rng: np.ran
         whole = matrix(rng, "float32", 3, 8)
         with pytest.raises(ValueError, match="gate and up: expected int8 or int4"):
             kernel.linear_gated(rows, whole, None, whole, None, "silu", pool)
+        for other in (matrix(rng, "int8", 3, 8), matrix(rng, "int4", 3, 7)):
+            with pytest.raises(ValueError, match="linears: expected int4 of 8 columns, as the first is, got int"):
+                kernel.linear_each(rows, ((four, None), (other, None)), pool)
+        with pytest.raises(ValueError, match="linears: expected at least one"):
+            kernel.linear_each(rows, (), pool)
+        with pytest.raises(ValueError, match="bias: expected"):
+            kernel.linear_each(rows, ((four, None), (four, floats(rng, 4))), pool)
         with pytest.raises(ValueError, match="up_bias: expected"):
             kernel.linear_gated(rows, four, floats(rng, 3), four, floats(rng, 4), "silu", pool)
         with pytest.raises(ValueError, match="x.values: expected"):

@@ -37,6 +37,7 @@ __all__ = [
     "kv_append",
     "layer_norm",
     "linear",
+    "linear_each",
     "linear_gated",
     "log_softmax_at",
     "lora_add",
@@ -85,6 +86,7 @@ instruction_set = chosen.instruction_set
 record = chosen.record
 quantize_rows = chosen.quantize_rows
 linear = chosen.linear
+linear_each = chosen.linear_each
 linear_gated = chosen.linear_gated
 lora_add = chosen.lora_add
 embed_rows = chosen.embed_rows

@@ -61,6 +61,22 @@ def check_attention(
             raise ValueError(f"key_bias: expected {positions} positions, got {key_bias.shape[1]}")
 
 
+def check_each(linears: Sequence[tuple[WeightMatrix, Floats | None]]) -> None:
+    if not linears:
+        raise ValueError("linears: expected at least one")
+    dtype, columns = linears[0][0].dtype, linears[0][0].shape[1]
+    for weight, bias in linears:
+        if weight.scales is None:
+            raise ValueError(f"weight: expected int8 or int4 for quantised rows, got {weight.dtype}")
+        if weight.dtype != dtype or weight.shape[1] != columns:
+            raise ValueError(
+                f"linears: expected {dtype} of {columns} columns, as the first is, got {weight.dtype} of "
+                f"{weight.shape[1]}"
+            )
+        if bias is not None:
+            check("bias", bias, weight.shape[:1])
+
+
 def check_gated(gate: WeightMatrix, gate_bias: Floats | None, up: WeightMatrix, up_bias: Floats | None) -> None:
     if gate.scales is None or (up.dtype, up.shape) != (gate.dtype, gate.shape):
         raise ValueError(

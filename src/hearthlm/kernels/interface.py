@@ -106,6 +106,12 @@ class Kernels(Protocol):
         """
         ...
 
+    def linear_each(
+        self, x: QuantizedRows, linears: Sequence[tuple[WeightMatrix, Floats | None]], pool: ThreadPool
+    ) -> list[Floats]:
+        """Return `linear` by each weight and bias, the same bits; at least one, of one type and number of columns."""
+        ...
+
     def linear_gated(
         self,
         x: QuantizedRows,

@@ -19,6 +19,7 @@ from hearthlm.kernels.checks import (
     check_attention,
     check_block_shape,
     check_draw,
+    check_each,
     check_gated,
     check_ids,
     check_lora,
@@ -58,22 +59,31 @@ class NativeKernels:
         return QuantizedRows(values, scales, sums)
 
     def linear(self, x: Floats | QuantizedRows, weight: WeightMatrix, bias: Floats | None, pool: ThreadPool) -> Floats:
+        if isinstance(x, QuantizedRows):
+            return self.linear_each(x, ((weight, bias),), pool)[0]
         n, k = weight.shape
         if bias is not None:
             check("bias", bias, (n,))
+        m = len(x)
+        check("x", x, (m, k))
+        y = self._empty((m, n), FLOAT32)
         matrix = (weight.data, _WEIGHT_TYPES[weight.dtype], n, k, weight.scales, weight.zero_points)
-        if isinstance(x, QuantizedRows):
-            if weight.scales is None:
-                raise ValueError(f"weight: expected int8 or int4 for quantised rows, got {weight.dtype}")
-            m = _num_rows(x, k)
-            y = self._empty((m, n), FLOAT32)
-            self._native.linear_int8(x.values, x.scales, x.sums, *matrix, bias, y, pool.native)
-        else:
-            m = len(x)
-            check("x", x, (m, k))
-            y = self._empty((m, n), FLOAT32)
-            self._native.linear_float(x, *matrix, bias, y, pool.native)
+        self._native.linear_float(x, *matrix, bias, y, pool.native)
         return y
+
+    def linear_each(
+        self, x: QuantizedRows, linears: Sequence[tuple[WeightMatrix, Floats | None]], pool: ThreadPool
+    ) -> list[Floats]:
+        check_each(linears)
+        weight = linears[0][0]
+        k = weight.shape[1]
+        m = _num_rows(x, k)
+        results = [self._empty((m, w.shape[0]), FLOAT32) for w, _ in linears]
+        arrays: list[Any] = [
+            (w.data, w.scales, w.zero_points, bias, y) for (w, bias), y in zip(linears, results, strict=True)
+        ]
+        self._native.linear_int8(x.values, x.scales, x.sums, _WEIGHT_TYPES[weight.dtype], k, arrays, pool.native)
+        return results
 
     def linear_gated(
         self,

@@ -17,6 +17,7 @@ from hearthlm.kernels.checks import (
     check_attention,
     check_block_shape,
     check_draw,
+    check_each,
     check_gated,
     check_ids,
     check_lora,
@@ -77,6 +78,13 @@ def _linear_int8(x: QuantizedRows, weight: WeightMatrix) -> Floats:
     if weight.zero_points is not None:
         acc -= x.sums.astype(np.float64)[:, None] * weight.zero_points.astype(np.float64)
     return acc.astype(np.float32) * (x.scales[:, None] * weight.scales)
+
+
+def linear_each(
+    x: QuantizedRows, linears: Sequence[tuple[WeightMatrix, Floats | None]], pool: ThreadPool
+) -> list[Floats]:
+    check_each(linears)
+    return [linear(x, weight, bias, pool) for weight, bias in linears]
 
 
 def linear_gated(

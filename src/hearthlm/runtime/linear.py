@@ -82,14 +82,21 @@ class Linear:
         if self._observe is not None:
             self._observe(self.role, x.values)
         y = x.using.linear(x.quantized() if self._quantizes else x.values, self.weight, self.bias, self._pool)
-        if x.adapted:
-            adapted = [
-                kernels.LoraRows(begin, end, adapter.factors[self.role])
-                for begin, end, adapter in x.adapted
-                if self.role in adapter.factors
-            ]
-            x.using.lora_add(x.values, adapted, y, self._pool)
+        self._adapt(x, y)
         return y
+
+    def with_others(self, others: Sequence[Linear], x: Activations) -> list[NDArray[np.float32]]:
+        """Return what this one and each of `others` makes of x, in one call of the kernels where they can."""
+        linears = (self, *others)
+        if self._observe is not None or not all(
+            linear._quantizes and linear.weight.dtype == self.weight.dtype for linear in linears
+        ):
+            return [linear(x) for linear in linears]
+        pairs = [(linear.weight, linear.bias) for linear in linears]
+        results = x.using.linear_each(x.quantized(), pairs, self._pool)
+        for linear, y in zip(linears, results, strict=True):
+            linear._adapt(x, y)
+        return results
 
     def gating(self, up: Linear, x: Activations, activation: kernels.Activation) -> NDArray[np.float32]:
         """Return activation(self(x)) * up(x), float32 [m, out]."""
@@ -100,3 +107,13 @@ class Linear:
         y = self(x)
         x.using.gated_activation(y, up(x), activation, self._pool)
         return y
+
+    def _adapt(self, x: Activations, y: NDArray[np.float32]) -> None:
+        """Add what adapters have for this matrix to their rows of y."""
+        if x.adapted:
+            adapted = [
+                kernels.LoraRows(begin, end, adapter.factors[self.role])
+                for begin, end, adapter in x.adapted
+                if self.role in adapter.factors
+            ]
+            x.using.lora_add(x.values, adapted, y, self._pool)

@@ -405,7 +405,11 @@ class TransformerExecutor:
         h = x if layer.attention_norm is None else self._norm(x, a.attention_norm, layer.attention_norm, k)
         hidden = Activations(h, pool, step.adapted, k)
         adapted = step.adapted
-        key, value = layer.key(hidden), layer.value(hidden)
+        is_cut = only_wanted and not step.all_wanted
+        if is_cut:
+            key, value = layer.key.with_others((layer.value,), hidden)
+        else:
+            query, key, value = layer.query.with_others((layer.key, layer.value), hidden)
         if layer.key_norm is not None:
             key = self._norm(key.reshape(-1, layer.key_norm.scale.size), a.query_key_norm, layer.key_norm, k)
         key = key.reshape(-1, a.num_kv_heads, a.head_dim)
@@ -415,7 +419,7 @@ class TransformerExecutor:
         k.kv_append(key, value.reshape(key.shape), step.batches[layer.group], layer.index)
 
         batch = step.batches[layer.group]
-        if only_wanted and not step.all_wanted:
+        if is_cut:
             rows = step.wanted_rows
             if not len(rows):
                 return x[:0]
@@ -425,7 +429,7 @@ class TransformerExecutor:
             batch = step.wanted_batch(layer.group)
             if layer.rope is not None:
                 cos, sin = cos[rows], sin[rows]
-        query = layer.query(hidden)
+            query = layer.query(hidden)
         if layer.query_norm is not None:
             query = self._norm(query.reshape(-1, layer.query_norm.scale.size), a.query_key_norm, layer.query_norm, k)
         query = query.reshape(-1, a.num_heads, a.head_dim)
