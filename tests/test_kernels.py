@@ -805,26 +805,26 @@ def test_both_refuse_what_does_not_fit(k: Kernels, pool: ThreadPool, rng: np.ran
                 kernel.lora_add(x, [LoraRows(begin, end, adapter(rng, "float32", 2, columns, n))], y, pool)
         with pytest.raises(ValueError, match="float types"):
             kernel.lora_add(x, [LoraRows(0, 1, adapter(rng, "int8", 2, 8, 3))], y, pool)
-        rows, four = quantised(rng, 2, 8), matrix(rng, "int4", 3, 8)
+        quantised_rows, four = quantised(rng, 2, 8), matrix(rng, "int4", 3, 8)
         for other in (matrix(rng, "int8", 3, 8), matrix(rng, "int4", 4, 8), matrix(rng, "int4", 3, 7)):
             with pytest.raises(ValueError, match="gate and up: expected int8 or int4 of one type and shape, got int4"):
-                kernel.linear_gated(rows, four, None, other, None, "silu", pool)
+                kernel.linear_gated(quantised_rows, four, None, other, None, "silu", pool)
         whole = matrix(rng, "float32", 3, 8)
         with pytest.raises(ValueError, match="gate and up: expected int8 or int4"):
-            kernel.linear_gated(rows, whole, None, whole, None, "silu", pool)
+            kernel.linear_gated(quantised_rows, whole, None, whole, None, "silu", pool)
         for other in (matrix(rng, "int8", 3, 8), matrix(rng, "int4", 3, 7)):
             with pytest.raises(ValueError, match="linears: expected int4 of 8 columns, as the first is, got int"):
-                kernel.linear_each(rows, ((four, None), (other, None)), pool)
+                kernel.linear_each(quantised_rows, ((four, None), (other, None)), pool)
         with pytest.raises(ValueError, match="linears: expected at least one"):
-            kernel.linear_each(rows, (), pool)
+            kernel.linear_each(quantised_rows, (), pool)
         with pytest.raises(ValueError, match="bias: expected"):
-            kernel.linear_each(rows, ((four, None), (four, floats(rng, 4))), pool)
+            kernel.linear_each(quantised_rows, ((four, None), (four, floats(rng, 4))), pool)
         with pytest.raises(ValueError, match="up_bias: expected"):
-            kernel.linear_gated(rows, four, floats(rng, 3), four, floats(rng, 4), "silu", pool)
+            kernel.linear_gated(quantised_rows, four, floats(rng, 3), four, floats(rng, 4), "silu", pool)
         with pytest.raises(ValueError, match="x.values: expected"):
             kernel.linear_gated(quantised(rng, 2, 9), four, None, four, None, "silu", pool)
         with pytest.raises(ValueError, match="kind: expected"):
-            kernel.linear_gated(rows, four, None, four, None, "swish", pool)  # type: ignore[arg-type]
+            kernel.linear_gated(quantised_rows, four, None, four, None, "swish", pool)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="ids: expected 0 to 2, got -1 to 3"):
             kernel.embed_rows(np.array([-1, 3], np.int32), w, 1.0)
         with pytest.raises(ValueError, match="ids"):

@@ -31,9 +31,10 @@ from hearthlm.formats.litert_lora import read_litert_lora
 from hearthlm.formats.litert_model import llm_signatures, read_litert_model
 from hearthlm.formats.litert_verifier import verify_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile, NewSection, packed_tokenizer, write_litertlm
-from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, write_llm_metadata
+from hearthlm.formats.llm_metadata import LlmMetadata, write_llm_metadata
 from hearthlm.formats.llm_metadata_pb2 import ExecutorMetadata
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
+from hearthlm.formats.sampler_defaults import SamplerDefaults
 from hearthlm.formats.task_bundle import (
     CHAT_TEMPLATE,
     METADATA,

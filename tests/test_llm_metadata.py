@@ -14,7 +14,6 @@ from hearthlm.formats.litertlm import LiteRtLmFile
 from hearthlm.formats.llm_metadata import (
     Channel,
     LlmMetadata,
-    SamplerDefaults,
     from_llm_parameters,
     read_executor_metadata,
     read_llm_metadata,
@@ -22,6 +21,7 @@ from hearthlm.formats.llm_metadata import (
     write_llm_metadata,
 )
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
+from hearthlm.formats.sampler_defaults import SamplerDefaults
 from hearthlm.models.family import PromptTemplate, PromptTemplates
 
 GOLDEN = Path(__file__).parent / "golden" / "litert"

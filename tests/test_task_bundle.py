@@ -24,8 +24,9 @@ from hearthlm.errors import (
 )
 from hearthlm.formats import llm_metadata_pb2 as messages
 from hearthlm.formats import stored_zip
-from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, write_llm_metadata
+from hearthlm.formats.llm_metadata import LlmMetadata, write_llm_metadata
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
+from hearthlm.formats.sampler_defaults import SamplerDefaults
 from hearthlm.formats.task_bundle import (
     CHAT_TEMPLATE,
     LLM_METADATA,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import queue
@@ -13,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from hearthlm.errors import EngineClosedError
 from hearthlm.runtime.constraint import Constraint
@@ -22,6 +21,9 @@ from hearthlm.runtime.sampler import Sampler, TokenLogprobs
 from hearthlm.runtime.session import IdStream, Session
 from hearthlm.tokenizers import Tokenizer
 from hearthlm.tokenizers.stream import StopMatcher, StreamDecoder
+
+if TYPE_CHECKING:
+    import asyncio
 
 ResultListener = Callable[[str, bool], None]
 ErrorListener = Callable[[Exception], None]
@@ -482,6 +484,8 @@ async def deliver_increments(
     callbacks: CallbackThread, call: Call
 ) -> AsyncGenerator[ResponseIncrement | GenerationResult, None]:
     """Begin a call and yield what each step adds, last the result; leaving ends the work, as above."""
+    import asyncio  # takes as long as a short answer of a small model, and who needs it has it already
+
     items: asyncio.Queue[ResponseIncrement | GenerationResult | BaseException] = asyncio.Queue()
     callbacks.deliver(call, _AsyncioReceiver(asyncio.get_running_loop(), items))
     is_over = False

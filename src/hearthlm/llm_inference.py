@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from operator import index
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,7 @@ from hearthlm.answer import (
 )
 from hearthlm.chat import ChatFormat, Message, chat_format
 from hearthlm.errors import EngineClosedError, ModelFormatError, ResponseFormatError, UnsupportedModelError
-from hearthlm.formats.llm_metadata import SamplerDefaults
-from hearthlm.model_info import FileInfo, ModelInfo, inspect_file
+from hearthlm.formats.sampler_defaults import SamplerDefaults
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.constraint import WHITE_SPACE, Constraint, ConstraintCompiler, ResponseFormat
 from hearthlm.runtime.cpu_count import default_num_threads
@@ -48,6 +47,9 @@ from hearthlm.runtime.transformer import ActivationDataType, CacheDataType
 from hearthlm.runtime.weights import WeightPlacement
 from hearthlm.tokenizers import Tokenizer
 from hearthlm.tool_calls import ToolCallReader, call_grammar, checked_choice, checked_tools, relaxed_tools
+
+if TYPE_CHECKING:
+    from hearthlm.model_info import FileInfo, ModelInfo
 
 DEFAULT_MAX_TOKENS = 512
 DEFAULT_TOP_K = 40
@@ -539,6 +541,8 @@ class LlmInference:
     @property
     def info(self) -> ModelInfo | FileInfo:
         """What the file says about the model: a FileInfo where it holds a graph, whose architecture nothing tells."""
+        from hearthlm.model_info import inspect_file  # knows every format, of which this model is one
+
         return self._model.info or inspect_file(self._options.model_path)
 
     @property

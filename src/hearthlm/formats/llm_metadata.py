@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -19,6 +18,7 @@ from hearthlm.formats import llm_metadata_pb2 as messages
 from hearthlm.formats.litert_model import KvCache
 from hearthlm.formats.llm_parameters import prompt_templates
 from hearthlm.formats.llm_parameters_pb2 import LlmParameters
+from hearthlm.formats.sampler_defaults import SamplerDefaults, SamplerType
 from hearthlm.models.family import PromptTemplate, PromptTemplates
 
 MAX_METADATA_BYTES = 1 << 20
@@ -27,20 +27,8 @@ MAX_TOKEN_IDS = 256  # of one stop sequence
 MAX_STATE_BUFFERS = 16_384
 
 Token = str | tuple[int, ...]  # spelled, or as the ids of one token or of a sequence
-SamplerType = Literal["top_k", "top_p", "greedy"]
 
 _SAMPLER_TYPES: dict[int, SamplerType] = {1: "top_k", 2: "top_p", 3: "greedy"}
-
-
-@dataclass(frozen=True)
-class SamplerDefaults:
-    """Say how to sample where a caller does not; a field that is None is not said."""
-
-    type: SamplerType | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    temperature: float | None = None
-    seed: int | None = None
 
 
 @dataclass(frozen=True)

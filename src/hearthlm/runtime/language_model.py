@@ -12,7 +12,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Protocol, Self
 
 from hearthlm.formats import detect_format
-from hearthlm.formats.llm_metadata import SamplerDefaults
+from hearthlm.formats.sampler_defaults import SamplerDefaults
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.process_memory import give_back_freed_memory
 from hearthlm.tokenizers import Tokenizer

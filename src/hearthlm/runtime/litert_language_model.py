@@ -27,8 +27,9 @@ from hearthlm.formats.litert_lora import is_litert_lora
 from hearthlm.formats.litert_model import LiteRtModel, LlmSignatures, llm_signatures, read_litert_model
 from hearthlm.formats.litert_verifier import verify_litert_model
 from hearthlm.formats.litertlm import LiteRtLmFile
-from hearthlm.formats.llm_metadata import LlmMetadata, SamplerDefaults, Token
+from hearthlm.formats.llm_metadata import LlmMetadata, Token
 from hearthlm.formats.mapped_file import MappedFile
+from hearthlm.formats.sampler_defaults import SamplerDefaults
 from hearthlm.formats.task_bundle import TaskBundle
 from hearthlm.models.family import PromptTemplates
 from hearthlm.runtime.language_model import ExecutorMemory, ExecutorSettings, TextSettings

@@ -23,9 +23,9 @@ from hearthlm.errors import (
 )
 from hearthlm.formats import detect_format
 from hearthlm.formats.checkpoint import Checkpoint, read_json_file
-from hearthlm.formats.llm_metadata import SamplerDefaults
 from hearthlm.formats.llm_parameters import file_parameters, prompt_templates
 from hearthlm.formats.llm_parameters_pb2 import LlmModelType, LlmParameters
+from hearthlm.formats.sampler_defaults import SamplerDefaults
 from hearthlm.formats.weights_bin import WeightsBin
 from hearthlm.models import FAMILIES, read_config
 from hearthlm.models.family import Family, PromptTemplates, TensorSpec
