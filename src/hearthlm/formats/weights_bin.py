@@ -229,9 +229,12 @@ class WeightsBin:
                 continue
             matrix = self.matrix(name, (tensor.shape[0], tensor.shape[1]))
             data = matrix.data[:: max(1, matrix.shape[0] // 64)]
-            q = data if tensor.type == "INT8" else unpack_int4(data, matrix.shape[1])
             lowest = -128 if tensor.type == "INT8" else -8
-            if np.all(q.min(axis=1) == lowest) and np.all(q.max(axis=1) == -lowest - 1):
+            for rows in (data[:2], data):  # two rows nearly always tell
+                q = rows if tensor.type == "INT8" else unpack_int4(rows, matrix.shape[1])
+                if np.any(q.min(axis=1) != lowest) or np.any(q.max(axis=1) != -lowest - 1):
+                    break
+            else:
                 found.append(name)
         return found
 
