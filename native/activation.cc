@@ -18,14 +18,15 @@ struct Job {
 void activate_part(const void* context, int64_t begin, int64_t end, int) {
   const Job& job = *static_cast<const Job*>(context);
   begin *= kGrain;
-  activate(job.kind, job.x + begin, job.up ? job.up + begin : nullptr, min_of(end * kGrain, job.size) - begin);
+  int64_t size = min_of(end * kGrain, job.size) - begin;
+  activate(job.kind, job.x + begin, 0, job.up ? job.up + begin : nullptr, 1, size);
 }
 
 void cap_part(const void* context, int64_t begin, int64_t end, int) {
   const Job& job = *static_cast<const Job*>(context);
   begin *= kGrain;
   auto capped = [cap = job.cap](Vec v) { return tanh_of(v / cap) * cap; };
-  apply(job.x + begin, nullptr, min_of(end * kGrain, job.size) - begin, capped);
+  apply(job.x + begin, 0, nullptr, 1, min_of(end * kGrain, job.size) - begin, capped);
 }
 
 void activation(float* gate, const float* up, int64_t size, Activation kind, ThreadPool& pool) {

@@ -41,26 +41,29 @@ inline Vec gelu(Vec x) { return x * 0.5f * (erf_of(x * 0.70710678f) + 1.0f); }
 
 inline Vec relu(Vec x) { return max_of(x, Vec{}); }
 
-// x = f(x) * up over `size` elements; up may be null for 1.
+// Rows of x, `stride` apart, become f(x) * up, whose rows of `size` lie one after the other; up may be null for 1.
 template <class F>
-inline void apply(float* x, const float* up, int64_t size, F f) {
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
-    Vec y = f(load(x + i));
-    store(x + i, up ? y * load(up + i) : y);
-  }
-  if (i < size) {
-    Vec y = f(load_first(x + i, size - i));
-    store_first(x + i, up ? y * load_first(up + i, size - i) : y, size - i);
+inline void apply(float* x, int64_t stride, const float* up, int64_t rows, int64_t size, F f) {
+  for (; rows > 0; rows--, x += stride) {
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) {
+      Vec y = f(load(x + i));
+      store(x + i, up ? y * load(up + i) : y);
+    }
+    if (i < size) {
+      Vec y = f(load_first(x + i, size - i));
+      store_first(x + i, up ? y * load_first(up + i, size - i) : y, size - i);
+    }
+    if (up) up += size;
   }
 }
 
-inline void activate(Activation kind, float* x, const float* up, int64_t size) {
+inline void activate(Activation kind, float* x, int64_t stride, const float* up, int64_t rows, int64_t size) {
   switch (kind) {
-    case Activation::kGeluTanh: return apply(x, up, size, [](Vec v) { return gelu_tanh(v); });
-    case Activation::kGelu: return apply(x, up, size, [](Vec v) { return gelu(v); });
-    case Activation::kSilu: return apply(x, up, size, [](Vec v) { return silu(v); });
-    case Activation::kRelu: return apply(x, up, size, [](Vec v) { return relu(v); });
+    case Activation::kGeluTanh: return apply(x, stride, up, rows, size, [](Vec v) { return gelu_tanh(v); });
+    case Activation::kGelu: return apply(x, stride, up, rows, size, [](Vec v) { return gelu(v); });
+    case Activation::kSilu: return apply(x, stride, up, rows, size, [](Vec v) { return silu(v); });
+    case Activation::kRelu: return apply(x, stride, up, rows, size, [](Vec v) { return relu(v); });
   }
 }
 

@@ -431,7 +431,7 @@ void int_columns(const void* context, int64_t begin_part, int64_t end_part, int 
       if (!job.up) continue;
       auto* up = static_cast<float*>(job.pool->scratch(worker, kUpSlot, (last - i) * columns * 4));
       int_block<is_int4>(job.product_of_up(up, columns, i, begin), i, last, begin, end);
-      for (int64_t r = i; r < last; r++) activate(job.kind, job.y_at(r, begin), up + (r - i) * columns, columns);
+      activate(job.kind, job.y_at(i, begin), job.y_stride, up, last - i, columns);
     }
   }
 }
@@ -560,10 +560,8 @@ void int_panel(const IntJob& job, int64_t first, const IntJob* gate, const Matri
       add_tile(rows, x, panel, steps, chunk == 0 ? kZeros : tile, tile, Fetch{results, weights});
       if (is_last && gate) {
         float up[kTileRows * kPanelRows];
-        finish_tile<is_int4>(gate->product_of_up(up, kPanelRows, i, first), scales, tile, i, end);
-        for (int64_t r = i; r < end; r++) {
-          activate(gate->kind, gate->y_at(r, first), up + (r - i) * kPanelRows, scales.columns);
-        }
+        finish_tile<is_int4>(gate->product_of_up(up, scales.columns, i, first), scales, tile, i, end);
+        activate(gate->kind, gate->y_at(i, first), gate->y_stride, up, end - i, scales.columns);
       } else if (is_last) {
         finish_tile<is_int4>(job, scales, tile, i, end);
       }
