@@ -302,6 +302,31 @@ NB_MODULE(_native, m) {
           },
           nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg())
       .def(
+          "rms_norm_add",
+          [](const Set& set, In<float> x, In<float> weight, float eps, In<float> residual, Out<float> y,
+             ThreadPool& pool) {
+            set.perform(pool, x.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), m = length_of(x, 0), d = length_of(x, 1),
+                         weight = weight.data(), eps, residual = residual.data(), y = y.data()] {
+                          k.rms_norm_add(x, m, d, weight, eps, residual, y, pool);
+                        });
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert(),
+          nb::arg())
+      .def(
+          "rms_norm_quantize",
+          [](const Set& set, In<float> x, In<float> weight, float eps, Out<int8_t> values, Out<float> scales,
+             Out<int32_t> sums, ThreadPool& pool) {
+            set.perform(pool, x.size() > kLong,
+                        [&k = set.k, &pool, x = x.data(), m = length_of(x, 0), d = length_of(x, 1),
+                         weight = weight.data(), eps, values = values.data(), scales = scales.data(),
+                         sums = sums.data()] {
+                          k.rms_norm_quantize(x, m, d, weight, eps, values, scales, sums, pool);
+                        });
+          },
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert(),
+          nb::arg().noconvert(), nb::arg())
+      .def(
           "layer_norm",
           [](const Set& set, In<float> x, In<float> weight, OptionalIn<float> bias, float eps, Out<float> y,
              ThreadPool& pool) {

@@ -91,6 +91,14 @@ struct Kernels {
   // y = x * (1 / sqrt(mean(x^2) + eps)) * weight over rows of length d.
   void (*rms_norm)(const float* x, int64_t m, int64_t d, const float* weight, float eps, float* y, ThreadPool& pool);
 
+  // y = rms_norm(x) + residual.
+  void (*rms_norm_add)(const float* x, int64_t m, int64_t d, const float* weight, float eps, const float* residual,
+                       float* y, ThreadPool& pool);
+
+  // quantize_rows of rms_norm(x).
+  void (*rms_norm_quantize)(const float* x, int64_t m, int64_t d, const float* weight, float eps, int8_t* values,
+                            float* scales, int32_t* sums, ThreadPool& pool);
+
   // y = (x - mean) / sqrt(variance + eps) * weight + bias over rows of length d; bias may be null.
   void (*layer_norm)(const float* x, int64_t m, int64_t d, const float* weight, const float* bias, float eps, float* y,
                      ThreadPool& pool);

@@ -783,6 +783,22 @@ def test_rounding_with_a_diagonal_factor_is_plain_rounding(
 # ---- Arguments, threads and the choice ----
 
 
+def test_a_norm_with_what_follows_equals_its_parts_bit_for_bit(
+    k: Kernels, pool: ThreadPool, rng: np.random.Generator
+) -> None:
+    for m, d in [(1, d) for d in range(1, 70)] + [(3, 1152), (70, 1153), (5, 40)]:
+        x, weight, residual = floats(rng, m, d), floats(rng, d), floats(rng, m, d)
+        expected = k.rms_norm(x, weight, 1e-6, pool)
+        rows, whole = k.rms_norm_quantize(x, weight, 1e-6, pool), k.quantize_rows(expected, pool)
+        assert_same_bits(rows.values, whole.values)
+        assert_same_bits(rows.scales, whole.scales)
+        assert_same_bits(rows.sums, whole.sums)
+        k.add(expected, residual, pool)
+        assert_same_bits(k.rms_norm_add(x, weight, 1e-6, residual, pool), expected)
+    with pytest.raises(ValueError, match="residual: expected"):
+        k.rms_norm_add(x, weight, 1e-6, residual[1:], pool)
+
+
 def test_both_refuse_what_does_not_fit(k: Kernels, pool: ThreadPool, rng: np.random.Generator) -> None:
     x, w = floats(rng, 2, 8), matrix(rng, "int8", 3, 8)
     for kernel in (k, reference):

@@ -44,6 +44,8 @@ __all__ = [
     "quantize_rows",
     "record",
     "rms_norm",
+    "rms_norm_add",
+    "rms_norm_quantize",
     "rope",
     "round_compensated",
     "soft_cap",
@@ -91,6 +93,8 @@ linear_gated = chosen.linear_gated
 lora_add = chosen.lora_add
 embed_rows = chosen.embed_rows
 rms_norm = chosen.rms_norm
+rms_norm_add = chosen.rms_norm_add
+rms_norm_quantize = chosen.rms_norm_quantize
 layer_norm = chosen.layer_norm
 rope = chosen.rope
 gated_activation = chosen.gated_activation

@@ -118,6 +118,20 @@ class Kernels:
         /,
     ) -> None: ...
     def rms_norm(self, x: _Floats, weight: _Floats, eps: float, y: _Floats, pool: ThreadPool, /) -> None: ...
+    def rms_norm_add(
+        self, x: _Floats, weight: _Floats, eps: float, residual: _Floats, y: _Floats, pool: ThreadPool, /
+    ) -> None: ...
+    def rms_norm_quantize(
+        self,
+        x: _Floats,
+        weight: _Floats,
+        eps: float,
+        values: NDArray[np.int8],
+        scales: _Floats,
+        sums: _Ints,
+        pool: ThreadPool,
+        /,
+    ) -> None: ...
     def layer_norm(
         self, x: _Floats, weight: _Floats, bias: _Floats | None, eps: float, y: _Floats, pool: ThreadPool, /
     ) -> None: ...

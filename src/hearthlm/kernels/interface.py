@@ -146,6 +146,14 @@ class Kernels(Protocol):
         """Return x * (1 / sqrt(mean(x^2) + eps)) * weight, rows [m, d], weight [d] (Zhang & Sennrich 2019)."""
         ...
 
+    def rms_norm_add(self, x: Floats, weight: Floats, eps: float, residual: Floats, pool: ThreadPool) -> Floats:
+        """Return `rms_norm` of x plus `residual` [m, d], the same bits as one after the other."""
+        ...
+
+    def rms_norm_quantize(self, x: Floats, weight: Floats, eps: float, pool: ThreadPool) -> QuantizedRows:
+        """Return `quantize_rows` of `rms_norm` of x, the same bits as one after the other."""
+        ...
+
     def layer_norm(self, x: Floats, weight: Floats, bias: Floats | None, eps: float, pool: ThreadPool) -> Floats:
         """Return (x - mean) / sqrt(variance + eps) * weight + bias, rows [m, d], weight, bias [d] (Ba et al. 2016)."""
         ...

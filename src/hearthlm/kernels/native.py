@@ -137,6 +137,25 @@ class NativeKernels:
         self._native.rms_norm(x, weight, eps, y, pool.native)
         return y
 
+    def rms_norm_add(self, x: Floats, weight: Floats, eps: float, residual: Floats, pool: ThreadPool) -> Floats:
+        shape = (len(x), len(weight))
+        check("x", x, shape)
+        check("weight", weight, shape[1:])
+        check("residual", residual, shape)
+        y = self._empty(shape, FLOAT32)
+        self._native.rms_norm_add(x, weight, eps, residual, y, pool.native)
+        return y
+
+    def rms_norm_quantize(self, x: Floats, weight: Floats, eps: float, pool: ThreadPool) -> QuantizedRows:
+        shape = (len(x), len(weight))
+        check("x", x, shape)
+        check("weight", weight, shape[1:])
+        values = self._empty(shape, INT8)
+        scales = self._empty(shape[0], FLOAT32)
+        sums = self._empty(shape[0], INT32)
+        self._native.rms_norm_quantize(x, weight, eps, values, scales, sums, pool.native)
+        return QuantizedRows(values, scales, sums)
+
     def layer_norm(self, x: Floats, weight: Floats, bias: Floats | None, eps: float, pool: ThreadPool) -> Floats:
         shape = (len(x), len(weight))
         check("x", x, shape)

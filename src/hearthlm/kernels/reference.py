@@ -124,6 +124,17 @@ def rms_norm(x: Floats, weight: Floats, eps: float, pool: ThreadPool) -> Floats:
     return x * inverse * weight
 
 
+def rms_norm_add(x: Floats, weight: Floats, eps: float, residual: Floats, pool: ThreadPool) -> Floats:
+    y = rms_norm(x, weight, eps, pool)
+    check("residual", residual, y.shape)
+    y += residual
+    return y
+
+
+def rms_norm_quantize(x: Floats, weight: Floats, eps: float, pool: ThreadPool) -> QuantizedRows:
+    return quantize_rows(rms_norm(x, weight, eps, pool), pool)
+
+
 def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float, pool: ThreadPool) -> Floats:
     check("x", x, (None, None))
     check("weight", weight, (x.shape[1],))

@@ -26,10 +26,11 @@ class AdaptedRows(NamedTuple):
 class Activations:
     """Hold float32 rows [m, k] and, once somebody asks, their int8 form, shared by all who read the same rows.
 
-    Everything that is computed from them goes through the kernels of `using`.
+    Everything that is computed from them goes through the kernels of `using`. With `rms_norm`, a weight [k] and an
+    epsilon, they are what that makes of the rows given, of which floats may never be wanted.
     """
 
-    __slots__ = ("_pool", "_quantized", "adapted", "using", "values")
+    __slots__ = ("_norm", "_pool", "_quantized", "_values", "adapted", "using")
 
     def __init__(
         self,
@@ -37,16 +38,29 @@ class Activations:
         pool: kernels.ThreadPool,
         adapted: Sequence[AdaptedRows] = (),
         using: kernels.Kernels = kernels.chosen,
+        *,
+        rms_norm: tuple[NDArray[np.float32], float] | None = None,
     ) -> None:
-        self.values = values
         self.adapted = adapted
         self.using = using
+        self._values = values
+        self._norm = rms_norm
         self._pool = pool
         self._quantized: kernels.QuantizedRows | None = None
 
+    @property
+    def values(self) -> NDArray[np.float32]:
+        if self._norm is not None:
+            self._values = self.using.rms_norm(self._values, *self._norm, self._pool)
+            self._norm = None
+        return self._values
+
     def quantized(self) -> kernels.QuantizedRows:
         if self._quantized is None:
-            self._quantized = self.using.quantize_rows(self.values, self._pool)
+            if self._norm is None:
+                self._quantized = self.using.quantize_rows(self._values, self._pool)
+            else:
+                self._quantized = self.using.rms_norm_quantize(self._values, *self._norm, self._pool)
         return self._quantized
 
 

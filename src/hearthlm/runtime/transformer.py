@@ -402,9 +402,8 @@ class TransformerExecutor:
         """Return the rows after one layer; after the last one only those that are wanted."""
         a = self.architecture
         pool, k = self._pool, step.kernels
-        h = x if layer.attention_norm is None else self._norm(x, a.attention_norm, layer.attention_norm, k)
-        hidden = Activations(h, pool, step.adapted, k)
         adapted = step.adapted
+        hidden = self._normalized(x, a.attention_norm, layer.attention_norm, adapted, k)
         is_cut = only_wanted and not step.all_wanted
         if is_cut:
             key, value = layer.key.with_others((layer.value,), hidden)
@@ -423,9 +422,9 @@ class TransformerExecutor:
             rows = step.wanted_rows
             if not len(rows):
                 return x[:0]
-            x, h = x[rows], h[rows]
+            x = x[rows]
             adapted = step.wanted_adapted
-            hidden = Activations(h, pool, adapted, k)
+            hidden = self._normalized(x, a.attention_norm, layer.attention_norm, adapted, k)
             batch = step.wanted_batch(layer.group)
             if layer.rope is not None:
                 cos, sin = cos[rows], sin[rows]
@@ -447,20 +446,15 @@ class TransformerExecutor:
             pool,
         )
         attended = layer.output(Activations(attended.reshape(-1, a.query_dim), pool, adapted, k))
-        if layer.post_attention_norm is not None:
-            attended = self._norm(attended, a.post_attention_norm, layer.post_attention_norm, k)
         if a.parallel_residual:
+            if layer.post_attention_norm is not None:
+                attended = self._norm(attended, a.post_attention_norm, layer.post_attention_norm, k)
             k.add(attended, self._feed_forward(layer, hidden), pool)
             k.add(attended, x, pool)
             return attended
-        k.add(attended, x, pool)
-        x = attended
-        h = x if layer.feed_forward_norm is None else self._norm(x, a.feed_forward_norm, layer.feed_forward_norm, k)
-        h = self._feed_forward(layer, Activations(h, pool, adapted, k))
-        if layer.post_feed_forward_norm is not None:
-            h = self._norm(h, a.post_feed_forward_norm, layer.post_feed_forward_norm, k)
-        k.add(h, x, pool)
-        return h
+        x = self._added(attended, a.post_attention_norm, layer.post_attention_norm, x, k)
+        h = self._feed_forward(layer, self._normalized(x, a.feed_forward_norm, layer.feed_forward_norm, adapted, k))
+        return self._added(h, a.post_feed_forward_norm, layer.post_feed_forward_norm, x, k)
 
     def _feed_forward(self, layer: _Layer, x: Activations) -> Rows:
         if layer.gate is None:
@@ -475,6 +469,32 @@ class TransformerExecutor:
         if norm.kind == "rms":
             return using.rms_norm(x, weights.scale, norm.eps, self._pool)
         return using.layer_norm(x, weights.scale, weights.bias, norm.eps, self._pool)
+
+    def _normalized(
+        self,
+        x: Rows,
+        norm: Norm | None,
+        weights: NormWeights | None,
+        adapted: Sequence[AdaptedRows],
+        using: kernels.Kernels,
+    ) -> Activations:
+        """Return the rows that matrices read, of x before their norm, if there is one."""
+        if weights is None or norm is None:
+            return Activations(x, self._pool, adapted, using)
+        if norm.kind == "rms":
+            return Activations(x, self._pool, adapted, using, rms_norm=(weights.scale, norm.eps))
+        return Activations(self._norm(x, norm, weights, using), self._pool, adapted, using)
+
+    def _added(
+        self, y: Rows, norm: Norm | None, weights: NormWeights | None, residual: Rows, using: kernels.Kernels
+    ) -> Rows:
+        """Return y, through its norm if there is one, plus the rows that went around it; y may be the result."""
+        if weights is not None and norm is not None and norm.kind == "rms":
+            return using.rms_norm_add(y, weights.scale, norm.eps, residual, self._pool)
+        if weights is not None:
+            y = self._norm(y, norm, weights, using)
+        using.add(y, residual, self._pool)
+        return y
 
     def close(self) -> None:
         self._pool.close()

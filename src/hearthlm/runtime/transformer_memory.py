@@ -90,9 +90,13 @@ def _working_bytes(
 ) -> int:
     """Return what one step needs beside weights and cache, at most, and the tables that grow with the positions."""
     rows = min(LONE_PREFILL_CHUNK, max_tokens) + num_sequences - 1
-    stream = 4 * rows * (3 * a.embedding_dim + a.query_dim)  # float32: x, its norm, what attention adds, its heads
-    hidden = 4 * rows * a.hidden_dim * (2 if a.gated else 1)
-    int8 = 2 * rows * a.hidden_dim if is_quantized and settings.activation_data_type != "float32" else 0  # and arranged
+    is_int8 = is_quantized and settings.activation_data_type != "float32"
+    # float32: x, what is added to it, and its norm where matrices do not read that in int8.
+    stream = 4 * rows * (2 if is_int8 else 3) * a.embedding_dim
+    heads = 4 * rows * (2 * a.query_dim + 2 * a.num_kv_heads * a.head_dim)  # queries, what they attend to, keys, values
+    # What a gate is multiplied by is not kept where both are computed together.
+    hidden = 4 * rows * a.hidden_dim * (2 if a.gated and not is_int8 else 1)
+    hidden += 2 * rows * a.hidden_dim if is_int8 else 0  # in int8, and arranged
     num_logits = max(num_sequences, MAX_ROWS_WITH_GUESSES if looks_up else 1)
     logits = 4 * num_logits * a.vocab_size
     scratch = settings.num_threads * (
@@ -102,4 +106,4 @@ def _working_bytes(
     positions = max(256, 2 * max_tokens)
     ropes = {layer.rope for layer in a.layers if layer.rope is not None}
     tables = sum(4 * positions * rope.rotary_dim for rope in ropes) + (4 * positions * a.num_heads if a.alibi else 0)
-    return stream + hidden + int8 + logits + scratch + tables
+    return stream + max(heads, hidden) + logits + scratch + tables
