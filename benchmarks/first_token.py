@@ -1,7 +1,7 @@
 """Seconds from the start of a process to the first text of an answer, and what `import hearthlm` takes beside NumPy's.
 
-The file is in the page cache; a prompt of 32 tokens; the best of several starts, with Python's compiled files in place as
-after any installation. The process is `hearthlm run`, once with mapped weights and once as it chooses.
+The file is in the page cache; a prompt of 32 tokens; the best of several starts, with Python's compiled files in place
+as after any installation. The process is `hearthlm run`, once with mapped weights and once as it chooses.
 
     python benchmarks/first_token.py MODEL.bin [--threads 2] [--rounds 5]
 """
