@@ -311,18 +311,10 @@ inline void dot_each(const uint8_t* w, int64_t bytes, const int8_t* x, int32_t (
 }
 
 // totals [m][4], too large by kBias times the sum of the activations, over rows of at most kMaxColumns.
-//
-// Four streams of short rows are slower than one, so what comes next is fetched in the order of memory, by each of the
-// `passes` over these weights its part of the next four rows. Long rows are fetched each for itself: four of them and
-// their activations fill the first cache.
 template <bool is_int4, int m>
 inline void dot_four(const uint8_t* w, int64_t bytes, const int8_t* x, int64_t stride, int64_t pass, int64_t passes,
                      int32_t (&totals)[m][4]) {
-  constexpr int64_t kLongRow = 2048, kAhead = 1024;
-  bool is_long = bytes > kLongRow;
-  int64_t lines = passes == 1 ? 4 : passes <= 3 ? 2 : 1;  // of 64 bytes, for each chunk of four rows
-  int64_t next = passes == 1 ? 3 * bytes + 4096 : (4 + pass * lines) * bytes;
-  bool fetches = is_long ? pass == 0 : pass * lines < 4;
+  FourRowsAhead ahead(bytes, pass, passes);
   if constexpr (m == 1) {
     if (passes == 1) return dot_each<is_int4>(w, bytes, x, totals[0]);
   }
@@ -330,16 +322,7 @@ inline void dot_four(const uint8_t* w, int64_t bytes, const int8_t* x, int64_t s
   int64_t whole = bytes / kChunk * kChunk, j = 0;
   while (j < whole) {
     int64_t chunks = min_of((whole - j) / kChunk, kGroupChunks<is_int4>);
-    if (fetches && is_long) {
-      for (int64_t r = 0; r < 4; r++) {
-        for (int64_t i = 0; i < chunks; i++) {
-          int64_t ahead = j + i * kChunk + kAhead;
-          prefetch(w, r * bytes + (ahead < bytes ? ahead : ahead + 3 * bytes));
-        }
-      }
-    } else if (fetches) {
-      for (int64_t i = 0; i < lines * chunks; i++, next += kChunk) prefetch(w, next);
-    }
+    for (int64_t i = 0; i < chunks; i++) ahead.fetch(w, bytes, j + i * kChunk);
     add_four<is_int4, m>(sums, w + j, bytes, x, stride, chunks);
     j += chunks * kChunk;
     x += chunks * kChunkBytes<is_int4>;

@@ -74,27 +74,14 @@ inline void add_chunk_of_four(__m512i (&sums)[m][4], __m512i (&w)[4], const int8
 }
 
 // totals [m][4], too large by kBias times the sum of the activations, over rows of at most kMaxColumns.
-//
-// Four streams of short rows are slower than one, so what comes next is fetched in the order of memory, by each of the
-// `passes` over these weights its part of the next four rows. Long rows are fetched each for itself: four of them and
-// their activations fill the first cache.
 template <bool is_int4, int m>
 inline void dot_four(const uint8_t* w, int64_t bytes, const int8_t* x, int64_t stride, int64_t pass, int64_t passes,
                      int32_t (&totals)[m][4]) {
-  constexpr int64_t kLongRow = 2048, kAhead = 1024;
-  bool is_long = bytes > kLongRow;
-  int64_t lines = passes == 1 ? 4 : passes <= 3 ? 2 : 1;  // of 64 bytes, for each chunk of four rows
-  int64_t next = passes == 1 ? 3 * bytes + 4096 : (4 + pass * lines) * bytes;
-  bool fetches = is_long ? pass == 0 : pass * lines < 4;
+  FourRowsAhead ahead(bytes, pass, passes);
   __m512i sums[m][4] = {};
   int64_t j = 0;
   for (; j + kChunk <= bytes; j += kChunk, x += kChunkColumns<is_int4>) {
-    if (fetches && is_long) {
-      int64_t ahead = j + kAhead < bytes ? j + kAhead : j + kAhead + 3 * bytes;
-      for (int64_t r = 0; r < 4; r++) prefetch(w, r * bytes + ahead);
-    } else if (fetches) {
-      for (int64_t i = 0; i < lines; i++, next += kChunk) prefetch(w, next);
-    }
+    ahead.fetch(w, bytes, j);
     __m512i in[4];
 #pragma GCC unroll 4
     for (int64_t r = 0; r < 4; r++) in[r] = _mm512_loadu_si512(w + r * bytes + j);

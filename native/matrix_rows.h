@@ -150,5 +150,34 @@ struct Fetch {
   }
 };
 
+// What four rows of weights against some of activations fetch meanwhile, as one of `passes` over these weights.
+//
+// Four streams of short rows are slower than one, so what comes next is fetched in the order of memory, by each pass its
+// part of the next four rows. Long rows are fetched each for itself: four of them and their activations fill the first
+// cache.
+struct FourRowsAhead {
+  static constexpr int64_t kLongRow = 2048, kAhead = 1024;
+  bool is_long, fetches;
+  int64_t lines;  // of 64 bytes, for each chunk of four rows
+  int64_t next;   // of them, from the first row on
+
+  FourRowsAhead(int64_t bytes, int64_t pass, int64_t passes)
+      : is_long(bytes > kLongRow), lines(passes == 1 ? 4 : passes <= 3 ? 2 : 1) {
+    next = passes == 1 ? 3 * bytes + 4096 : (4 + pass * lines) * bytes;
+    fetches = is_long ? pass == 0 : pass * lines < 4;
+  }
+
+  // For the chunk at byte j of the rows at w.
+  void fetch(const uint8_t* w, int64_t bytes, int64_t j) {
+    if (!fetches) return;
+    if (is_long) {
+      int64_t ahead = j + kAhead < bytes ? j + kAhead : j + kAhead + 3 * bytes;
+      for (int64_t r = 0; r < 4; r++) prefetch(w, r * bytes + ahead);
+    } else {
+      for (int64_t i = 0; i < lines; i++, next += kChunk) prefetch(w, next);
+    }
+  }
+};
+
 }  // namespace
 }  // namespace hearthlm::HEARTHLM_TARGET

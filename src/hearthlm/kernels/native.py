@@ -52,11 +52,12 @@ class NativeKernels:
     def quantize_rows(self, x: Floats, pool: ThreadPool) -> QuantizedRows:
         shape = x.shape
         check("x", x, shape if len(shape) == 2 else (None, None))
-        values = self._empty(shape, INT8)
-        scales = self._empty(shape[0], FLOAT32)
-        sums = self._empty(shape[0], INT32)
-        self._native.quantize_rows(x, values, scales, sums, pool.native)
-        return QuantizedRows(values, scales, sums)
+        rows = self._empty_rows(shape)
+        self._native.quantize_rows(x, rows.values, rows.scales, rows.sums, pool.native)
+        return rows
+
+    def _empty_rows(self, shape: tuple[int, int]) -> QuantizedRows:
+        return QuantizedRows(self._empty(shape, INT8), self._empty(shape[0], FLOAT32), self._empty(shape[0], INT32))
 
     def linear(self, x: Floats | QuantizedRows, weight: WeightMatrix, bias: Floats | None, pool: ThreadPool) -> Floats:
         if isinstance(x, QuantizedRows):
@@ -130,36 +131,26 @@ class NativeKernels:
         return y
 
     def rms_norm(self, x: Floats, weight: Floats, eps: float, pool: ThreadPool) -> Floats:
-        shape = (len(x), len(weight))
-        check("x", x, shape)
-        check("weight", weight, shape[1:])
+        shape = _norm_shape(x, weight)
         y = self._empty(shape, FLOAT32)
         self._native.rms_norm(x, weight, eps, y, pool.native)
         return y
 
     def rms_norm_add(self, x: Floats, weight: Floats, eps: float, residual: Floats, pool: ThreadPool) -> Floats:
-        shape = (len(x), len(weight))
-        check("x", x, shape)
-        check("weight", weight, shape[1:])
+        shape = _norm_shape(x, weight)
         check("residual", residual, shape)
         y = self._empty(shape, FLOAT32)
         self._native.rms_norm_add(x, weight, eps, residual, y, pool.native)
         return y
 
     def rms_norm_quantize(self, x: Floats, weight: Floats, eps: float, pool: ThreadPool) -> QuantizedRows:
-        shape = (len(x), len(weight))
-        check("x", x, shape)
-        check("weight", weight, shape[1:])
-        values = self._empty(shape, INT8)
-        scales = self._empty(shape[0], FLOAT32)
-        sums = self._empty(shape[0], INT32)
-        self._native.rms_norm_quantize(x, weight, eps, values, scales, sums, pool.native)
-        return QuantizedRows(values, scales, sums)
+        shape = _norm_shape(x, weight)
+        rows = self._empty_rows(shape)
+        self._native.rms_norm_quantize(x, weight, eps, rows.values, rows.scales, rows.sums, pool.native)
+        return rows
 
     def layer_norm(self, x: Floats, weight: Floats, bias: Floats | None, eps: float, pool: ThreadPool) -> Floats:
-        shape = (len(x), len(weight))
-        check("x", x, shape)
-        check("weight", weight, shape[1:])
+        shape = _norm_shape(x, weight)
         if bias is not None:
             check("bias", bias, shape[1:])
         y = self._empty(shape, FLOAT32)
@@ -306,6 +297,13 @@ class NativeRecording:
 
     def repeat(self, pool: ThreadPool) -> None:
         self.native.repeat(pool.native)
+
+
+def _norm_shape(x: Floats, weight: Floats) -> tuple[int, int]:
+    shape = (len(x), len(weight))
+    check("x", x, shape)
+    check("weight", weight, shape[1:])
+    return shape
 
 
 def _num_rows(x: QuantizedRows, k: int) -> int:
