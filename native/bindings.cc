@@ -69,6 +69,12 @@ Matrix matrix(const Any& data, int type, int64_t rows, int64_t columns, const Op
 // Weights of int8 or int4, scales, zero points, bias and result.
 using LinearArrays = std::tuple<Any, In<float>, OptionalIn<float>, OptionalIn<float>, Out<float>>;
 
+Linear linear(const LinearArrays& arrays, int type, int64_t columns) {
+  const auto& [data, scales, zero_points, bias, y] = arrays;
+  Matrix w = matrix(data, type, static_cast<int64_t>(scales.size()), columns, scales, zero_points);
+  return {w, data_or_null(bias), y.data()};
+}
+
 // The arrays of a CacheBatch, held for its lifetime.
 struct CacheView {
   In<int32_t> row_begin, first_positions;
@@ -229,10 +235,9 @@ NB_MODULE(_native, m) {
              const std::vector<LinearArrays>& arrays, ThreadPool& pool) {
             std::vector<Linear> linears;
             int64_t weights = 0;
-            for (const auto& [data, scales, zero_points, bias, y] : arrays) {
-              Matrix w = matrix(data, type, length_of(scales, 0), columns, scales, zero_points);
-              linears.push_back({w, data_or_null(bias), y.data()});
-              weights += w.rows * columns;
+            for (const LinearArrays& each : arrays) {
+              linears.push_back(linear(each, type, columns));
+              weights += linears.back().w.rows * columns;
             }
             set.perform(pool, weights > static_cast<int64_t>(kLong),
                         [&k = set.k, &pool, x = x.data(), x_scales = x_scales.data(), x_sums = x_sums.data(),
@@ -245,24 +250,20 @@ NB_MODULE(_native, m) {
           nb::arg().noconvert(), nb::arg())
       .def(
           "linear_gated",
-          [](const Set& set, In<int8_t> x, In<float> x_scales, In<int32_t> x_sums, int type, int64_t rows,
-             int64_t columns, Any gate, In<float> gate_scales, OptionalIn<float> gate_zero_points,
-             OptionalIn<float> gate_bias, Any up, In<float> up_scales, OptionalIn<float> up_zero_points,
-             OptionalIn<float> up_bias, int kind, Out<float> y, ThreadPool& pool) {
-            set.perform(pool, gate.size() > kLong,
+          [](const Set& set, In<int8_t> x, In<float> x_scales, In<int32_t> x_sums, int type, int64_t columns,
+             const LinearArrays& gate, Any up, In<float> up_scales, OptionalIn<float> up_zero_points,
+             OptionalIn<float> up_bias, int kind, ThreadPool& pool) {
+            set.perform(pool, up.size() > kLong,
                         [&k = set.k, &pool, x = x.data(), x_scales = x_scales.data(), x_sums = x_sums.data(),
-                         m = length_of(x, 0),
-                         gate = Linear{matrix(gate, type, rows, columns, gate_scales, gate_zero_points),
-                                       data_or_null(gate_bias), y.data()},
-                         up = matrix(up, type, rows, columns, up_scales, up_zero_points),
+                         m = length_of(x, 0), gate = linear(gate, type, columns),
+                         up = matrix(up, type, length_of(up_scales, 0), columns, up_scales, up_zero_points),
                          up_bias = data_or_null(up_bias), kind = static_cast<Activation>(kind)] {
                           k.linear_gated(x, x_scales, x_sums, m, gate, up, up_bias, kind, pool);
                         });
           },
-          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
-          nb::arg(), nb::arg().noconvert(), nb::arg().none().noconvert(), nb::arg().none().noconvert(), nb::arg(),
-          nb::arg().noconvert(), nb::arg().none().noconvert(), nb::arg().none().noconvert(), nb::arg(),
-          nb::arg().noconvert(), nb::arg())
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(),
+          nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().none().noconvert(),
+          nb::arg().none().noconvert(), nb::arg(), nb::arg())
       .def(
           "lora_add",
           [](const Set& set, In<float> x, const std::vector<std::tuple<int64_t, int64_t, const LoraView*>>& adapted,

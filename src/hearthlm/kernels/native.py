@@ -106,12 +106,10 @@ class NativeKernels:
             x.scales,
             x.sums,
             _WEIGHT_TYPES[gate.dtype],
-            n,
             k,
-            *(gate.data, gate.scales, gate.zero_points, gate_bias),
+            (gate.data, gate.scales, gate.zero_points, gate_bias, y),
             *(up.data, up.scales, up.zero_points, up_bias),
             _activation_index(kind),
-            y,
             pool.native,
         )
         return y
